@@ -1,0 +1,75 @@
+"""MetaLayout: where each field of a step's packed int32 buffer lies.
+
+The one description shared by the program that slices the buffer and the runner that fills it.
+Knows nothing of jax; slices work on numpy and jax arrays alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["FLOAT_FIELDS", "OUTPUT_HEAD", "SEEN_BIT", "MetaLayout"]
+
+FLOAT_FIELDS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "uniform",
+    "repetition",
+    "frequency",
+    "presence",
+)
+OUTPUT_HEAD = 3
+"""Columns of the output before the top entries: token, rank, log-probability bits."""
+SEEN_BIT = 30
+"""Bit of an edit's second word that says: the token occurred, apply the repetition penalty."""
+
+
+@dataclass(frozen=True)
+class MetaLayout:
+    """Sizes of one program: tokens T, sequences S (= samples R), blocks per sequence MB."""
+
+    tokens: int
+    rows: int
+    blocks: int
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Field sizes in int32 words, in order."""
+        rows = self.rows
+        sizes = {
+            "counts": 4,
+            "token_ids": self.tokens,
+            "token_source": self.tokens,
+            "positions": self.tokens,
+            "token_seq": self.tokens,
+            "query_starts": rows + 1,
+            "context_lens": rows,
+            "block_tables": rows * self.blocks,
+            "sample_tokens": rows,
+            "top_k": rows,
+            "logprob_counts": rows,
+            "target_ids": rows,
+            "edit_counts": rows,
+            "flags": rows,
+        }
+        sizes.update(dict.fromkeys(FLOAT_FIELDS, rows))
+        return sizes
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        start = 0
+        slices = {}
+        for name, size in self.sizes.items():
+            slices[name] = slice(start, start + size)
+            start += size
+        return slices
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the buffer in int32 words."""
+        return sum(self.sizes.values())
+
+    def offset(self, name: str) -> int:
+        return self.slices[name].start

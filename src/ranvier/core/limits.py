@@ -1,0 +1,42 @@
+"""Every bound of the host side, by name. A limit lives here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LIMITS", "Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Fixed bounds; those that depend on a model or a config are in RunnerInfo."""
+
+    n_max: int = 128
+    """Sequences of one request."""
+    stop_strings_max: int = 4
+    """Stop strings of one request."""
+    bad_words_max: int = 128
+    """Bad words of one request."""
+    logit_bias_max: int = 1024
+    """Entries of logit_bias, and of bans, of one request."""
+    logprobs_max: int = 20
+    """Top log-probabilities per token."""
+    prompts_max: int = 1024
+    """Prompts of one completion request."""
+    requests_waiting_max: int = 1024
+    """Requests queued in the engine before admission answers 503."""
+    request_bytes_max: int = 64 * 2**20
+    """HTTP body, and one message between server and engine."""
+    header_bytes_max: int = 64 * 2**10
+    """HTTP request headers."""
+    template_render_s: float = 5.0
+    """Time to render a chat template."""
+    stream_events_max: int = 4096
+    """Undelivered events of one streaming client before it is cut off."""
+    gguf_strings_max: int = 4_000_000
+    """Strings in a GGUF metadata array."""
+    header_json_bytes_max: int = 100 * 2**20
+    """JSON header of a safetensors file."""
+
+
+LIMITS = Limits()

@@ -1,0 +1,85 @@
+"""What crosses between server and engine: requests in, events out. Declared types, msgpack-ready.
+
+The text layer has already turned strings into ids: the engine never sees text. Every sequence of
+every admitted request ends in exactly one event whose `finish_reason` is set.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ranvier.core.sampling import SamplingParams
+
+__all__ = ["EngineStats", "Event", "FinishReason", "Request", "TokenLogprobs"]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """One prompt and what to do with it. `params.sequence_count` sequences are generated.
+
+    `end_token_ids` end a sequence unless params.ignore_eos; params.stop_token_ids always do.
+    `bad_word_ids` are the token sequences never produced. `seed` is never None here: the edge
+    draws one when the user gave none.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    end_token_ids: list[int] = []
+    bad_word_ids: list[list[int]] = []
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class TokenLogprobs(msgspec.Struct):
+    """Log-probabilities at one position: the token's own, its rank (1 is best), and the top ones."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """News of one sequence: new tokens, or its end, or both.
+
+    `index` is the sequence within the request. `prompt_logprobs` comes once, with the first event
+    of sequence 0; its first entry is None. `stop_reason` is the stop token id that ended it, None
+    for an end token. `error` is set with finish_reason "error".
+    """
+
+    request_id: str
+    index: int = 0
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    cached_tokens: int = 0
+    error: str | None = None
+    queue_s: float = 0.0
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """Counters since start (suffix-free) and gauges of now; the server turns them into metrics."""
+
+    requests_running: int = 0
+    requests_waiting: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    steps: int = 0
+    padding_tokens: int = 0
+    compiles_after_ready: int = 0
+    step_tokens: list[int] = []
+    last_step_s: float = 0.0
+    host_ms_p50: float = 0.0

@@ -1,0 +1,152 @@
+"""What the engine and a device say to each other: StepPlan in, StepResult out.
+
+Knows nothing of jax or of scheduling policy. A plan is complete: a runner needs no other state of
+the engine to execute it. Block 0 is the garbage block: padding writes go there, no sequence owns it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Chunk",
+    "Int32Array",
+    "LogitEdits",
+    "Runner",
+    "RunnerInfo",
+    "Sample",
+    "StepPlan",
+    "StepResult",
+]
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens of one sequence in one step.
+
+    `token_ids` are consecutive tokens from position `start`. A decode row whose token is still on
+    the device has `from_previous` >= 0: the index of the sample in the previous step's plan; its
+    `token_ids` then holds one placeholder 0. `block_ids` covers positions 0 .. start+len-1.
+    """
+
+    start: int
+    token_ids: list[int]
+    block_ids: list[int]
+    from_previous: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """Sparse changes of one row's logits, applied in this order before temperature.
+
+    For entry i: if seen[i], repetition penalty; then minus frequency*count + presence*(count>0);
+    then plus bias. `allowed` is a bitmask over the vocabulary (uint32 words, bit v%32 of word
+    v//32) or None; a token outside it is never drawn.
+    """
+
+    token_ids: Int32Array
+    counts: Int32Array
+    seen: NDArray[np.bool_]
+    bias: Float32Array
+    repetition: float = 1.0
+    frequency: float = 0.0
+    presence: float = 0.0
+    allowed: NDArray[np.uint32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of the logits: which token of the plan it follows and what to do with it.
+
+    `chunk` and `offset` name the token whose hidden state feeds the head. temperature 0 is greedy.
+    `target_id` >= 0 scores that token instead of drawing one (prompt logprobs). `logprobs` is how
+    many top entries to return, -1 none; log-probabilities are of the raw logits.
+    `uniform` in [0, 1) drives the draw: the device has no generator of its own.
+    """
+
+    chunk: int
+    offset: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    uniform: float = 0.0
+    logprobs: int = -1
+    target_id: int = -1
+    edits: LogitEdits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One dispatch: `bucket` is the token bucket of the program that runs it."""
+
+    bucket: int
+    chunks: list[Chunk]
+    samples: list[Sample]
+
+    @property
+    def token_count(self) -> int:
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Results in the order of plan.samples.
+
+    Shapes: token_ids, ranks [n] int32; logprobs [n] f32, of the drawn or target token;
+    top_ids [n, k] int32 and top_logprobs [n, k] f32, descending, k = RunnerInfo.logprobs_max.
+    Log-probability fields of rows that asked for none are unspecified.
+    """
+
+    token_ids: Int32Array
+    logprobs: Float32Array
+    ranks: Int32Array
+    top_ids: Int32Array
+    top_logprobs: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """The static limits of a loaded artifact; all scheduling happens within them."""
+
+    token_buckets: tuple[int, ...]
+    rows_max: int
+    block_tokens: int
+    block_count: int
+    model_len_max: int
+    vocab_size: int
+    logprobs_max: int
+    edits_max: int
+    programs: tuple[str, ...] = field(default=())
+
+    @property
+    def blocks_per_sequence_max(self) -> int:
+        return -(-self.model_len_max // self.block_tokens)
+
+    def samples_max(self, bucket: int) -> int:
+        """How many Sample rows (and chunks) the program of `bucket` takes."""
+        return min(bucket, self.rows_max)
+
+
+class Runner(Protocol):
+    """A device that executes plans. `dispatch` does not block where the device is asynchronous."""
+
+    @property
+    def info(self) -> RunnerInfo: ...
+
+    def dispatch(self, plan: StepPlan) -> object:
+        """Launch one step and return its handle. Raises DeviceError."""
+        ...
+
+    def collect(self, handle: object) -> StepResult:
+        """Wait for a step and copy its result to the host. Raises DeviceError."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,77 @@
+"""DecoderSpec and ArraySpec: a model as data, before any array exists.
+
+One abstract weight tree per model drives packing, lowering and memory planning. No array of weights
+is made here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["ArraySpec", "DecoderSpec", "RopeSpec"]
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """One rotary embedding: its inverse frequencies [E/2] (scaling applied) and output scale."""
+
+    inv_freq: tuple[float, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One packed weight: logical kind, and where it comes from in the checkpoint.
+
+    kind "linear": logical [L, O, I], packed by the target; "gated": gate and up, each [L, O/2, I];
+    "plain": f32 [L, ...] as it is. `sources` holds, per layer, the checkpoint names that are
+    concatenated along O (gated: gate, up). `offset` is added to plain values (Gemma's 1 + w).
+    `shape` is the logical shape with the layer axis first.
+    """
+
+    name: str
+    kind: Literal["linear", "gated", "plain"]
+    shape: tuple[int, ...]
+    sources: tuple[tuple[str, ...], ...]
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only transformer of the Llama family and its relatives.
+
+    `windows` and `ropes_of_layer` have one entry per layer: window 0 attends to everything, else to
+    the last `window` positions, the own one included.
+    """
+
+    family: str
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    norm_eps: float
+    activation: Literal["silu", "gelu_tanh"]
+    model_len_max: int
+    ropes: tuple[RopeSpec, ...]
+    ropes_of_layer: tuple[int, ...]
+    windows: tuple[int, ...]
+    attention_scale: float
+    embed_scale: float = 1.0
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False
+    has_post_norms: bool = False
+    is_tied: bool = True
+    arrays: tuple[ArraySpec, ...] = field(default=())
+    end_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+
+    @property
+    def qkv_size(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_size
+
+    def array(self, name: str) -> ArraySpec:
+        return next(a for a in self.arrays if a.name == name)
