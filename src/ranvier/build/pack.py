@@ -1,0 +1,86 @@
+"""From a checkpoint to the arrays that programs take: read, convert, pack, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranvier.core.errors import CheckpointError
+from ranvier.models.spec import ArraySpec, DecoderSpec
+from ranvier.nn.kernels.linear.pack import DTYPES, pack_layer, packed_shape
+from ranvier.weights.checkpoint import Checkpoint
+
+__all__ = ["constants", "pack_weights", "weight_shapes"]
+
+
+def weight_shapes(spec: DecoderSpec, dtype: str, kernels: str) -> dict[str, tuple[Any, Any]]:
+    """(shape, numpy dtype) of every weight argument of a program, by name."""
+    shapes: dict[str, tuple[Any, Any]] = {}
+    for array in spec.arrays:
+        if array.kind == "plain":
+            shapes[array.name] = (array.shape, np.float32)
+        else:
+            shapes[array.name] = (packed_shape(array.shape, dtype, kernels), DTYPES[dtype])
+    for name, value in constants(spec).items():
+        shapes[name] = (value.shape, value.dtype)
+    return shapes
+
+
+def constants(spec: DecoderSpec) -> dict[str, NDArray[Any]]:
+    """Arrays that come from the config: nothing is closed over by a program."""
+    return {
+        "inv_freq": np.asarray([rope.inv_freq for rope in spec.ropes], np.float32),
+        "rope_scale": np.asarray([rope.scale for rope in spec.ropes], np.float32),
+        "ropes": np.asarray(spec.ropes_of_layer, np.int32),
+        "windows": np.asarray(spec.windows, np.int32),
+    }
+
+
+def pack_weights(
+    checkpoint: Checkpoint, spec: DecoderSpec, dtype: str, kernels: str
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield (name, packed stack) of every weight. Raises CheckpointError naming the tensor.
+
+    Cost: at most one stack in its packed form and one layer in f32 at a time.
+    """
+    check_tensors(checkpoint, spec)
+    for array in spec.arrays:
+        shape, kind = weight_shapes(spec, dtype, kernels)[array.name]
+        out = np.empty(shape, kind)
+        for layer, names in enumerate(array.sources):
+            out[layer] = _layer(checkpoint, array, names, dtype, kernels)
+        yield array.name, out
+    yield from constants(spec).items()
+
+
+def check_tensors(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+    """Compare every tensor's presence and size with the spec; all faults in one error."""
+    names, faults = set(checkpoint.tensor_names()), []
+    for array in spec.arrays:
+        for sources in array.sources:
+            missing = [name for name in sources if name not in names]
+            faults += [f"{name} is missing" for name in missing]
+            if missing:
+                continue
+            found = sum(int(np.prod(checkpoint.shape(name))) for name in sources)
+            wanted = int(np.prod(array.shape[1:]))
+            if found != wanted:
+                faults.append(f"{' + '.join(sources)} has {found} elements, the config {wanted}")
+    if faults:
+        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+        raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:5])}{more}.")
+
+
+def _layer(
+    checkpoint: Checkpoint, array: ArraySpec, names: tuple[str, ...], dtype: str, kernels: str
+) -> NDArray[Any]:
+    parts = [checkpoint.read(name) for name in names]
+    if array.kind == "plain":
+        return np.concatenate([part.astype(np.float32).reshape(-1) for part in parts]) + np.float32(
+            array.offset
+        )
+    wide = [part.astype(np.float32) for part in parts]
+    return pack_layer(wide, is_gated=array.kind == "gated", dtype=dtype, kernels=kernels)

@@ -1,0 +1,182 @@
+"""The decoder's step: one pure function of weights, state and inputs for every family.
+
+Knows a model only through DecoderSpec-like numbers and a target only through its Kernels. Weights
+are never sliced: kernels take the whole stack and the layer's index, so one scanned body serves all
+layers and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ranvier.core.layout import MetaLayout
+from ranvier.nn import rope
+from ranvier.nn.kernels.attention import AttentionSpec
+from ranvier.nn.kernels.table import Kernels
+
+__all__ = ["Decoder", "DecoderNumbers"]
+
+Weights = Mapping[str, Array]
+State = dict[str, Array]
+
+
+class DecoderNumbers(Protocol):
+    """What the step reads of models.spec.DecoderSpec."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def activation(self) -> Any: ...
+    @property
+    def attention_scale(self) -> float: ...
+    @property
+    def embed_scale(self) -> float: ...
+    @property
+    def has_qkv_bias(self) -> bool: ...
+    @property
+    def has_qk_norm(self) -> bool: ...
+    @property
+    def has_post_norms(self) -> bool: ...
+    @property
+    def is_tied(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One program's static parts: the model's numbers, the target's kernels, the bucket's layout.
+
+    `top_count` is K, the top log-probabilities that the program returns.
+    """
+
+    spec: DecoderNumbers
+    kernels: Kernels
+    layout: MetaLayout
+    top_count: int
+
+    def step(self, weights: Weights, state: State, inputs: State) -> tuple[State, Array]:
+        """Run up to layout.tokens tokens and sample up to layout.rows rows.
+
+        Shapes: state k, v (see Kernels.cache_shapes), sampled int32 [rows_max]; inputs meta,
+        edits, allowed (ARCHITECTURE.md). Returns (state, int32 [R, 3 + 2K]). Donates: state.
+        """
+        meta, layout = inputs["meta"], self.layout
+        hidden_TD, k, v = self._layers(weights, state, meta)
+        with jax.named_scope("head"):
+            picks_R = meta[layout.slices["sample_tokens"]]
+            rows_RD = hidden_TD.at[picks_R].get(mode="promise_in_bounds")
+            logits_RV = self._head(weights, rows_RD, meta[2:3])
+        with jax.named_scope("sample"):
+            edits, allowed = inputs["edits"], inputs["allowed"]
+            out = self.kernels.sample(
+                logits_RV, meta, layout, edits, allowed, top_count=self.top_count
+            )
+        sampled = lax.dynamic_update_slice(state["sampled"], out[:, 0], (0,))
+        return {"k": k, "v": v, "sampled": sampled}, out
+
+    def logits_of_all(self, weights: Weights, state: State, meta: Array) -> tuple[State, Array]:
+        """Logits [T, V] of every token: what the parity tests compare."""
+        hidden_TD, k, v = self._layers(weights, state, meta)
+        logits_TV = self._head(weights, hidden_TD, meta[0:1])
+        return {"k": k, "v": v, "sampled": state["sampled"]}, logits_TV
+
+    def _head(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
+        head = weights["embed"] if self.spec.is_tied else weights["head"]
+        norm = (weights["final_norm"], self.spec.norm_eps)
+        first = jnp.zeros((1,), jnp.int32)
+        logits = self.kernels.linear(rows_RD, head, first, count, norm=norm, out_dtype=jnp.float32)
+        return logits[:, : self.spec.vocab_size]
+
+    def _layers(self, weights: Weights, state: State, meta: Array) -> tuple[Array, Array, Array]:
+        layout = self.layout
+        with jax.named_scope("embed"):
+            source_T = meta[layout.slices["token_source"]]
+            last_T = state["sampled"].at[jnp.maximum(source_T, 0)].get(mode="promise_in_bounds")
+            ids_T = jnp.where(source_T >= 0, last_T, meta[layout.slices["token_ids"]])
+            x_TD = self.kernels.embed(
+                weights["embed"], ids_T, hidden=self.spec.hidden, scale=self.spec.embed_scale
+            )
+            positions_T = meta[layout.slices["positions"]]
+            cos_sin = rope.tables(positions_T, weights["inv_freq"], weights["rope_scale"])
+
+        def body(carry: tuple[Array, ...], layer: Array) -> tuple[tuple[Array, ...], None]:
+            x_TD, k, v = carry
+            at = _At(weights, layer[None], meta)
+            out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)
+            x_TD = self._add(at, "o", x_TD, out_TO)
+            x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, k.dtype))
+            return (x_TD, k, v), None
+
+        layers = jnp.arange(self.spec.layers, dtype=jnp.int32)
+        (x_TD, k, v), _ = lax.scan(body, (x_TD, state["k"], state["v"]), layers)
+        return x_TD, k, v
+
+    def _attend(
+        self, at: _At, x_TD: Array, k: Array, v: Array, cos_sin: Array
+    ) -> tuple[Array, Array, Array]:
+        spec, weights = self.spec, at.weights
+        numbers = AttentionSpec(
+            spec.heads, spec.kv_heads, spec.head_size, spec.attention_scale, spec.norm_eps
+        )
+        with jax.named_scope("attention"):
+            qkv_TO = self.kernels.linear(
+                x_TD, weights["qkv"], at.layer, at.count,
+                norm=(weights["attn_norm"], spec.norm_eps),
+                bias=weights["qkv_bias"] if spec.has_qkv_bias else None,
+                out_dtype=jnp.float32,
+            )  # fmt: skip
+            return self.kernels.attention(
+                qkv_TO, k, v, at.layer, at.meta, self.layout, numbers,
+                cos_sin=cos_sin, windows=weights["windows"], ropes=weights["ropes"],
+                q_norm=weights["q_norm"] if spec.has_qk_norm else None,
+                k_norm=weights["k_norm"] if spec.has_qk_norm else None,
+            )  # fmt: skip
+
+    def _gate(self, at: _At, x_TD: Array, dtype: Any) -> Array:
+        with jax.named_scope("mlp"):
+            norm = (at.weights["mlp_norm"], self.spec.norm_eps)
+            return self.kernels.linear(
+                x_TD, at.weights["gate_up"], at.layer, at.count,
+                norm=norm, gated=self.spec.activation, out_dtype=dtype,
+            )  # fmt: skip
+
+    def _add(self, at: _At, name: str, x_TD: Array, inner: Array) -> Array:
+        """Project back into the residual stream, through a norm where the family has one."""
+        weight, linear = at.weights[name], self.kernels.linear
+        if not self.spec.has_post_norms:
+            return linear(inner, weight, at.layer, at.count, residual=x_TD)
+        y_TD = linear(inner, weight, at.layer, at.count, out_dtype=jnp.float32)
+        return self.kernels.rms_norm(
+            y_TD, at.weights[f"{name}_norm"], at.layer, at.count,
+            eps=self.spec.norm_eps, residual=x_TD,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where the scan is: the whole weights, the layer's index [1], the step's metadata."""
+
+    weights: Weights
+    layer: Array
+    meta: Array
+
+    @property
+    def count(self) -> Array:
+        return self.meta[0:1]

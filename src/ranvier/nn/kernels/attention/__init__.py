@@ -1,0 +1,18 @@
+"""Ragged paged attention with rope and the KV write in one operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["AttentionSpec"]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Static numbers of one model's attention: heads H, kv_heads K, head_size E."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    eps: float

@@ -1,0 +1,1 @@
+"""Matrix products with packed weights: reference in JAX, kernels for the CPU."""
