@@ -1,0 +1,337 @@
+"""The scheduler: which tokens of which sequences the next step takes, and what its result means.
+
+Pure decisions over host state; no device, no clock of its own. `plan` launches, `commit` takes a
+result; between them sequences may be added or cancelled. Plans are committed in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from ranvier.core.config import EngineConfig
+from ranvier.core.errors import RequestError
+from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs
+from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
+from ranvier.schedule.blocks import BlockPool, block_count
+from ranvier.schedule.sequence import Sequence
+
+__all__ = ["Launch", "Scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One sample of a plan: whose it is, and whether it scores a prompt token."""
+
+    sequence: Sequence
+    epoch: int
+    is_score: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A plan with what commit needs to read its result."""
+
+    plan: StepPlan
+    rows: list[_Row]
+    parts: list[tuple[Sequence, int, int]]
+    """(sequence, its epoch, tokens computed after this step)."""
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill, prefix caching and preemption by recompute.
+
+    Order within a step: running sequences in order of arrival, then waiting ones, first come first
+    served within a priority. When blocks run out the youngest running sequence gives its up.
+    """
+
+    def __init__(self, info: RunnerInfo, config: EngineConfig) -> None:
+        self.info = info
+        self.pool = BlockPool(
+            info.block_count, info.block_tokens, is_caching=config.enable_prefix_caching
+        )
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.preemptions = 0
+        self._tokens_max = min(config.max_num_batched_tokens, info.token_buckets[-1])
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError for what can never run here."""
+        length, limit = len(request.prompt_token_ids), self.info.model_len_max
+        if not length:
+            raise RequestError("The prompt is empty.", param="prompt")
+        needs_room = request.params.max_tokens != 0
+        if length + needs_room > limit:
+            raise RequestError(
+                f"The prompt has {length} tokens; at most {limit - needs_room} fit into the "
+                f"model's length of {limit}.",
+                param="prompt",
+                hint="Shorten it, or set truncate_prompt_tokens.",
+            )
+        asked = request.params.max_tokens or 1
+        longest = min(length + asked, limit)
+        needed = block_count(longest, self.info.block_tokens)
+        if needed > self.pool.total:
+            raise RequestError(
+                f"The request may need {needed} KV blocks; there are {self.pool.total}.",
+                param="max_tokens",
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a checked sequence behind those of its priority."""
+        at = len(self.waiting)
+        while at and self.waiting[at - 1].request.priority > sequence.request.priority:
+            at -= 1
+        self.waiting.insert(at, sequence)
+
+    def drop(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Event:
+        """End a sequence now; its blocks are free at once."""
+        self._leave(sequence)
+        return self._event(sequence, [], reason, error=error)
+
+    def plan(self) -> Launch | None:
+        """Choose the next step, or None when nothing can run."""
+        draft = _Draft(self)
+        for sequence in list(self.running):
+            if sequence in self.running:
+                self._extend(draft, sequence)
+        while self.waiting and draft.has_room and len(self.running) < self.info.rows_max:
+            # A preempted sequence whose token is still on the device waits for it.
+            if self.waiting[0].awaited or not self._start(draft, self.waiting[0]):
+                break
+        return draft.launch()
+
+    def commit(self, launch: Launch, result: StepResult) -> list[Event]:
+        """Take a step's result: append tokens, finish, remember full blocks."""
+        for sequence, epoch, computed in launch.parts:
+            if sequence.epoch == epoch and not sequence.is_done:
+                sequence.computed = computed
+        events = []
+        for i, row in enumerate(launch.rows):
+            if row.is_score:
+                self._score(row.sequence, _logprobs(launch.plan.samples[i], result, i))
+                continue
+            event = self._append(row, i, launch, result)
+            if event is not None:
+                events.append(event)
+        for sequence, epoch, _ in launch.parts:
+            if sequence.epoch == epoch and not sequence.is_done:
+                self._remember(sequence)
+                is_whole = sequence.computed >= len(sequence.tokens)
+                if sequence.request.params.max_tokens == 0 and is_whole:
+                    events.append(self.drop(sequence, "length"))
+        return events
+
+    def fail(self, launch: Launch, error: str) -> list[Event]:
+        """End the sequences of a step that the device refused."""
+        hit = {id(s): s for s, _, _ in launch.parts if not s.is_done}
+        return [self.drop(sequence, "error", error) for sequence in hit.values()]
+
+    def _start(self, draft: _Draft, sequence: Sequence) -> bool:
+        if not sequence.is_scoring_prompt:
+            known, salt = sequence.tokens, sequence.request.cache_salt
+            sequence.blocks, sequence.digest = self.pool.lookup(known, salt)
+            sequence.remembered = len(sequence.blocks)
+            sequence.planned = sequence.computed = sequence.remembered * self.info.block_tokens
+            sequence.cached_tokens = max(sequence.cached_tokens, sequence.planned)
+        count = draft.grant(sequence)
+        if not self._reserve(sequence, count):
+            self.pool.release(sequence.blocks)
+            sequence.restart()
+            return False
+        self.waiting.popleft()
+        self.running.append(sequence)
+        draft.add(sequence, count)
+        return True
+
+    def _extend(self, draft: _Draft, sequence: Sequence) -> None:
+        count = draft.grant(sequence)
+        while count and not self._reserve(sequence, count):
+            victim = self.running[-1]
+            draft.remove(victim)
+            self._preempt(victim)
+            if victim is sequence:
+                return
+        if count:
+            draft.add(sequence, count)
+
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        needed = block_count(sequence.planned + count, self.info.block_tokens)
+        blocks = self.pool.take(max(needed - len(sequence.blocks), 0))
+        if blocks is None:
+            return False
+        sequence.blocks.extend(blocks)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self.running.remove(sequence)
+        self.pool.release(sequence.blocks)
+        sequence.restart()
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        sequence.is_done = True
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.pool.release(sequence.blocks)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        sequence.blocks = []
+
+    def _remember(self, sequence: Sequence) -> None:
+        size = self.info.block_tokens
+        while (sequence.remembered + 1) * size <= sequence.computed:
+            start = sequence.remembered * size
+            tokens = tuple(sequence.tokens[start : start + size])
+            block, salt = sequence.blocks[sequence.remembered], sequence.request.cache_salt
+            sequence.digest = self.pool.remember(block, sequence.digest, tokens, salt)
+            sequence.remembered += 1
+
+    def _score(self, sequence: Sequence, entry: TokenLogprobs) -> None:
+        if sequence.prompt_logprobs is not None and not sequence.is_done:
+            sequence.prompt_logprobs.append(entry)
+
+    def _append(self, row: _Row, i: int, launch: Launch, result: StepResult) -> Event | None:
+        sequence = row.sequence
+        if sequence.is_done:
+            return None
+        sequence.awaited -= 1
+        sequence.awaited_sample = -1 if not sequence.awaited else sequence.awaited_sample
+        token = int(result.token_ids[i])
+        sequence.append(token)
+        entry = _logprobs(launch.plan.samples[i], result, i)
+        logprobs = None if launch.plan.samples[i].logprobs < 0 else [entry]
+        reason, stop = self._end(sequence, token)
+        if reason is None:
+            return self._event(sequence, [token], None, logprobs=logprobs)
+        self._remember(sequence)
+        self._leave(sequence)
+        return self._event(sequence, [token], reason, logprobs=logprobs, stop_reason=stop)
+
+    def _end(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
+        p = sequence.request.params
+        if sequence.output_count >= p.min_tokens:
+            if token in (p.stop_token_ids or ()):
+                return "stop", token
+            if not p.ignore_eos and token in sequence.request.end_token_ids:
+                return "stop", None
+        is_full = len(sequence.tokens) >= self.info.model_len_max
+        if is_full or (p.max_tokens is not None and sequence.output_count >= p.max_tokens):
+            return "length", None
+        return None, None
+
+    def _event(
+        self,
+        sequence: Sequence,
+        token_ids: list[int],
+        reason: FinishReason | None,
+        *,
+        logprobs: list[TokenLogprobs] | None = None,
+        stop_reason: int | None = None,
+        error: str | None = None,
+    ) -> Event:
+        is_first = sequence.output_count <= 1
+        started = sequence.started_s
+        return Event(
+            request_id=sequence.request.request_id,
+            index=sequence.index,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            prompt_logprobs=sequence.prompt_logprobs if is_first else None,
+            cached_tokens=sequence.cached_tokens,
+            error=error,
+            queue_s=0.0 if started is None else started - sequence.arrival_s,
+        )
+
+
+class _Draft:
+    """A step being put together; the limits of one program."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._info = scheduler.info
+        self._left = scheduler._tokens_max
+        self._parts: dict[int, tuple[Sequence, int]] = {}
+        self._samples = 0
+
+    @property
+    def has_room(self) -> bool:
+        return self._left > 0 and self._samples < self._info.rows_max
+
+    def grant(self, sequence: Sequence) -> int:
+        """How many tokens of a sequence this step may take."""
+        count = min(sequence.left, self._left)
+        if sequence.is_scoring_prompt:
+            count = min(count, self._info.rows_max - self._samples)
+        return count if self._samples < self._info.rows_max else 0
+
+    def add(self, sequence: Sequence, count: int) -> None:
+        self._parts[id(sequence)] = (sequence, count)
+        self._left -= count
+        self._samples += count if sequence.is_scoring_prompt else 1
+
+    def remove(self, sequence: Sequence) -> None:
+        part = self._parts.pop(id(sequence), None)
+        if part is not None:
+            self._left += part[1]
+            self._samples -= part[1] if sequence.is_scoring_prompt else 1
+
+    def launch(self) -> Launch | None:
+        """Freeze the plan and advance the sequences to after it."""
+        chunks: list[Chunk] = []
+        samples: list[Sample] = []
+        rows: list[_Row] = []
+        parts = []
+        for sequence, count in self._parts.values():
+            if not count:
+                continue
+            self._rows(sequence, count, len(chunks), samples, rows)
+            chunks.append(_chunk(sequence, count))
+            sequence.planned += count
+            parts.append((sequence, sequence.epoch, sequence.planned))
+            if not sequence.left and sequence.request.params.max_tokens != 0:
+                sequence.awaited += 1
+                sequence.awaited_sample = len(samples) - 1
+        if not chunks:
+            return None
+        tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        bucket = next(b for b in self._info.token_buckets if b >= tokens)
+        return Launch(StepPlan(bucket, chunks, samples), rows, parts)
+
+    def _rows(
+        self,
+        sequence: Sequence,
+        count: int,
+        chunk: int,
+        samples: list[Sample],
+        rows: list[_Row],
+    ) -> None:
+        start, epoch = sequence.planned, sequence.epoch
+        if sequence.is_scoring_prompt:
+            for offset in range(min(count, sequence.prompt_count - 1 - start)):
+                target = sequence.tokens[start + offset + 1]
+                samples.append(sequence.score(chunk, offset, target))
+                rows.append(_Row(sequence, epoch, True))
+        if count == sequence.left and sequence.request.params.max_tokens != 0:
+            samples.append(sequence.sample(chunk, count - 1))
+            rows.append(_Row(sequence, epoch, False))
+
+
+def _chunk(sequence: Sequence, count: int) -> Chunk:
+    start = sequence.planned
+    if sequence.awaited:
+        return Chunk(start, [0], list(sequence.blocks), sequence.awaited_sample)
+    return Chunk(start, sequence.tokens[start : start + count], list(sequence.blocks))
+
+
+def _logprobs(sample: Sample, result: StepResult, i: int) -> TokenLogprobs:
+    count = max(sample.logprobs, 0)
+    return TokenLogprobs(
+        token_id=int(result.token_ids[i]),
+        logprob=float(result.logprobs[i]),
+        rank=int(result.ranks[i]),
+        top_ids=result.top_ids[i, :count].tolist(),
+        top_logprobs=result.top_logprobs[i, :count].tolist(),
+    )

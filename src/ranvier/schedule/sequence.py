@@ -1,0 +1,144 @@
+"""Sequence: one generation and everything the host knows of it.
+
+`tokens` are known; `planned` counts tokens whose KV has been launched; `computed` those whose step
+has been collected. A token that is sampled but not yet collected is `awaited`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ranvier.core.random import derive_seed, uniform
+from ranvier.core.request import Request, TokenLogprobs
+from ranvier.core.step import LogitEdits, Sample
+
+__all__ = ["Sequence"]
+
+
+class Sequence:
+    """State of one sequence; changed only by the scheduler."""
+
+    def __init__(self, request: Request, index: int, arrival_s: float) -> None:
+        self.request = request
+        self.index = index
+        self.arrival_s = arrival_s
+        self.started_s: float | None = None
+        self.seed = derive_seed(request.seed, index)
+        self.prompt_count = len(request.prompt_token_ids)
+        self.tokens = list(request.prompt_token_ids)
+        self.blocks: list[int] = []
+        self.digest = b""
+        self.remembered = 0
+        self.planned = 0
+        self.computed = 0
+        self.awaited = 0
+        self.awaited_sample = -1
+        self.cached_tokens = 0
+        self.is_done = False
+        self.epoch = 0
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = (
+            None if request.params.prompt_logprobs is None or index else [None]
+        )
+        self._counts: dict[int, int] = {}
+        self._banned = _banned_ids(request)
+
+    @property
+    def params_have_edits(self) -> bool:
+        p = self.request.params
+        return bool(
+            p.logit_bias
+            or p.allowed_token_ids
+            or self.request.bad_word_ids
+            or self._has_penalties
+            or p.min_tokens > self.output_count
+        )
+
+    @property
+    def _has_penalties(self) -> bool:
+        p = self.request.params
+        return (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    @property
+    def output_count(self) -> int:
+        return len(self.tokens) - self.prompt_count
+
+    @property
+    def left(self) -> int:
+        """Tokens still to launch, an awaited one included."""
+        return len(self.tokens) + self.awaited - self.planned
+
+    @property
+    def is_scoring_prompt(self) -> bool:
+        """Whether prompt tokens' logits are wanted, so that each needs a sample row."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_count
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        if self._has_penalties:
+            self._counts[token] = self._counts.get(token, 0) + 1
+
+    def restart(self) -> None:
+        """Forget the cache after preemption; known tokens are computed again."""
+        self.blocks, self.digest, self.remembered = [], b"", 0
+        self.planned = self.computed = 0
+        self.epoch += 1
+
+    def sample(self, chunk: int, offset: int) -> Sample:
+        """The row that draws the next token."""
+        p = self.request.params
+        position = len(self.tokens) + self.awaited
+        return Sample(
+            chunk=chunk,
+            offset=offset,
+            temperature=0.0 if p.is_greedy else p.temperature,
+            top_k=p.top_k,
+            top_p=p.top_p,
+            min_p=p.min_p,
+            uniform=0.0 if p.is_greedy else uniform(self.seed, position),
+            logprobs=-1 if p.logprobs is None and p.best_of is None else p.logprobs or 0,
+            edits=self._edits() if self.params_have_edits else None,
+        )
+
+    def score(self, chunk: int, offset: int, target_id: int) -> Sample:
+        """The row that scores a known prompt token."""
+        wanted = self.request.params.prompt_logprobs or 0
+        return Sample(chunk=chunk, offset=offset, target_id=target_id, logprobs=wanted)
+
+    def _edits(self) -> LogitEdits:
+        p = self.request.params
+        bias = {token: float(value) for token, value in (p.logit_bias or {}).items()}
+        for token in self._bans():
+            bias[token] = -np.inf
+        seen = dict.fromkeys(self.tokens, True) if self._has_penalties else {}
+        ids = np.fromiter({**seen, **dict.fromkeys(bias, True)}, np.int32)
+        return LogitEdits(
+            token_ids=ids,
+            counts=np.fromiter((self._counts.get(t, 0) for t in ids), np.int32, len(ids)),
+            seen=np.fromiter((t in seen for t in ids), np.bool_, len(ids)),
+            bias=np.fromiter((bias.get(int(t), 0.0) for t in ids), np.float32, len(ids)),
+            repetition=p.repetition_penalty,
+            frequency=p.frequency_penalty,
+            presence=p.presence_penalty,
+            allowed=_bitmask(p.allowed_token_ids) if p.allowed_token_ids else None,
+        )
+
+    def _bans(self) -> set[int]:
+        """Ids that may not come next: ends before min_tokens, last words of bad words."""
+        banned = set()
+        if self.output_count < self.request.params.min_tokens:
+            banned |= self._banned
+        for words in self.request.bad_word_ids:
+            if words[:-1] == self.tokens[len(self.tokens) - len(words) + 1 :]:
+                banned.add(words[-1])
+        return banned
+
+
+def _banned_ids(request: Request) -> set[int]:
+    return {*request.end_token_ids, *(request.params.stop_token_ids or ())}
+
+
+def _bitmask(ids: list[int]) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    mask = np.zeros(max(ids) // 32 + 1, np.uint32)
+    for token in ids:
+        mask[token >> 5] |= np.uint32(1 << (token & 31))
+    return mask

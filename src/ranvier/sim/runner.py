@@ -1,0 +1,116 @@
+"""A device made of dictionaries: it checks every plan and remembers what each block holds.
+
+The token it draws is a function of the sequence's true history as found through the block table, so a
+wrong block, a stale block or a missed write gives a wrong token, not only a wrong count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from ranvier.core.errors import DeviceError
+from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
+
+__all__ = ["SimulatedRunner", "next_token"]
+
+
+def next_token(history: list[int], uniform: float, vocab_size: int) -> int:
+    """What the simulated model says after `history`."""
+    data = repr((history, round(uniform, 6))).encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little") % vocab_size
+
+
+class SimulatedRunner:
+    """A Runner without a device. `fault_rate` is the share of steps that raise DeviceError."""
+
+    def __init__(self, info: RunnerInfo, *, fault_rate: float = 0.0, seed: int = 0) -> None:
+        self._info = info
+        self._cache: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sampled: list[int] = []
+        self._random = random.Random(seed)
+        self._fault_rate = fault_rate
+        self.steps = 0
+        self.on_step: Callable[[StepPlan], None] | None = None
+
+    @property
+    def info(self) -> RunnerInfo:
+        return self._info
+
+    def dispatch(self, plan: StepPlan) -> object:
+        """Run the plan at once; the handle is its result."""
+        self.steps += 1
+        self._check(plan)
+        if self.on_step is not None:
+            self.on_step(plan)
+        if self._random.random() < self._fault_rate:
+            raise DeviceError("The simulated device failed.")
+        for chunk in plan.chunks:
+            self._write(chunk)
+        tokens = [self._answer(plan, sample) for sample in plan.samples]
+        self._sampled = tokens
+        return self._result(tokens)
+
+    def collect(self, handle: object) -> StepResult:
+        assert isinstance(handle, StepResult)
+        return handle
+
+    def close(self) -> None: ...
+
+    def _check(self, plan: StepPlan) -> None:
+        info = self._info
+        assert plan.bucket in info.token_buckets
+        assert 0 < plan.token_count <= plan.bucket
+        assert len(plan.chunks) <= info.samples_max(plan.bucket)
+        assert len(plan.samples) <= info.samples_max(plan.bucket)
+        written: set[tuple[int, int]] = set()
+        for chunk in plan.chunks:
+            stop = chunk.start + len(chunk.token_ids)
+            assert stop <= info.model_len_max
+            assert len(chunk.block_ids) * info.block_tokens >= stop
+            assert all(0 < block < info.block_count for block in chunk.block_ids)
+            for position in range(chunk.start, stop):
+                slot = self._slot(chunk, position)
+                assert slot not in written, f"two sequences write slot {slot}"
+                written.add(slot)
+
+    def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
+        size = self._info.block_tokens
+        return chunk.block_ids[position // size], position % size
+
+    def _write(self, chunk: Chunk) -> None:
+        ids = chunk.token_ids
+        if chunk.from_previous >= 0:
+            ids = [self._sampled[chunk.from_previous]]
+        for i, token in enumerate(ids):
+            position = chunk.start + i
+            self._cache[self._slot(chunk, position)] = (position, token)
+
+    def _history(self, chunk: Chunk, stop: int) -> list[int]:
+        tokens = []
+        for position in range(stop):
+            found, token = self._cache[self._slot(chunk, position)]
+            assert found == position, f"block holds position {found}, not {position}"
+            tokens.append(token)
+        return tokens
+
+    def _answer(self, plan: StepPlan, sample: Sample) -> int:
+        if sample.target_id >= 0:
+            return sample.target_id
+        chunk = plan.chunks[sample.chunk]
+        history = self._history(chunk, chunk.start + sample.offset + 1)
+        return next_token(history, sample.uniform, self._info.vocab_size)
+
+    def _result(self, tokens: list[int]) -> StepResult:
+        count, top = len(tokens), self._info.logprobs_max
+        ids = np.asarray(tokens, np.int32)
+        return StepResult(
+            token_ids=ids,
+            logprobs=np.full(count, -1.0, np.float32),
+            ranks=np.ones(count, np.int32),
+            top_ids=np.repeat(ids[:, None], top, axis=1),
+            top_logprobs=np.full((count, top), -1.0, np.float32),
+        )
