@@ -1,0 +1,171 @@
+"""A GGUF file as a Checkpoint: Hugging Face config, tensor names and conventions.
+
+Two conventions of the GGUF converters are undone here: llama's q and k rows are permuted for
+interleaved rope, and Gemma's norm weights carry the 1 of 1 + w.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranvier.core.errors import CheckpointError
+from ranvier.weights.gguf import GgufFile
+from ranvier.weights.gguf_tokenizer import tokenizer_json
+
+__all__ = ["GgufCheckpoint"]
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
+
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+GEMMA_NAMES = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+WINDOW_PATTERN = 6
+"""Gemma 3: every sixth layer attends to everything (its published config)."""
+
+
+class GgufCheckpoint:
+    """One .gguf file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = GgufFile(path)
+        self._meta = self._file.metadata
+        self._arch = str(self._meta.get("general.architecture"))
+        if self._arch not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{path}: general.architecture {self._arch!r} is not supported.",
+                hint=f"Supported: {', '.join(ARCHITECTURES)}.",
+            )
+        self._names = {self._rename(name): name for name in self._file.names()}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json as Hugging Face would have it."""
+        heads = self._number("attention.head_count")
+        hidden = self._number("embedding_length")
+        config = {
+            "architectures": [ARCHITECTURES[self._arch]],
+            "model_type": self._arch,
+            "vocab_size": self.shape("model.embed_tokens.weight")[0],
+            "hidden_size": hidden,
+            "intermediate_size": self._number("feed_forward_length"),
+            "num_hidden_layers": self._number("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._number("attention.head_count_kv", heads),
+            "head_dim": self._number("attention.key_length", hidden // max(heads, 1)),
+            "max_position_embeddings": self._number("context_length"),
+            "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._number("rope.freq_base", 10000.0),
+            "tie_word_embeddings": "lm_head.weight" not in self._names,
+            "eos_token_id": self._meta.get("tokenizer.ggml.eos_token_id"),
+            "bos_token_id": self._meta.get("tokenizer.ggml.bos_token_id"),
+        }
+        if self._arch == "gemma3":
+            config["sliding_window"] = self._number("attention.sliding_window", 512)
+            config["sliding_window_pattern"] = WINDOW_PATTERN
+            config["hidden_activation"] = "gelu_pytorch_tanh"
+        if "rope_freqs.weight" in self._file.names():
+            config["rope_freq_factors"] = self._file.read("rope_freqs.weight").tolist()
+        return config
+
+    @property
+    def tokenizer_config(self) -> dict[str, Any]:
+        tokens = self._meta.get("tokenizer.ggml.tokens", [])
+        config = {
+            "chat_template": self._meta.get("tokenizer.chat_template"),
+            "add_bos_token": bool(self._meta.get("tokenizer.ggml.add_bos_token", False)),
+        }
+        for name in ("bos", "eos"):
+            token = self._meta.get(f"tokenizer.ggml.{name}_token_id")
+            if token is not None and 0 <= token < len(tokens):
+                config[f"{name}_token"] = tokens[token]
+        return config
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        return {"eos_token_id": self._meta.get("tokenizer.ggml.eos_token_id")}
+
+    @cached_property
+    def revision(self) -> str:
+        """Fingerprint: size and time of the file and its tensor table."""
+        stat = self.path.stat()
+        text = f"{stat.st_size}:{stat.st_mtime_ns}:{sorted(self._file.names())}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def tokenizer_json(self) -> str:
+        return tokenizer_json(self._meta, self.path)
+
+    def tensor_names(self) -> list[str]:
+        return sorted(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file.shape(self._source(name))
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A tensor in f32, in Hugging Face's convention."""
+        values = self._file.read(self._source(name))
+        if self._arch == "llama" and ".q_proj." in name:
+            return _unpermute(values, self.config["num_attention_heads"])
+        if self._arch == "llama" and ".k_proj." in name:
+            return _unpermute(values, self.config["num_key_value_heads"])
+        if self._arch == "gemma3" and name.endswith("norm.weight"):
+            return values - np.float32(1)
+        return values
+
+    def _source(self, name: str) -> str:
+        if name not in self._names:
+            raise CheckpointError(f"{self.path}: the file has no tensor for {name!r}.")
+        return self._names[name]
+
+    def _number(self, key: str, default: Any = None) -> Any:
+        value = self._meta.get(f"{self._arch}.{key}", default)
+        if not isinstance(value, (int, float)):
+            raise CheckpointError(f"{self.path}: {self._arch}.{key} is {value!r}, not a number.")
+        return value
+
+    def _rename(self, name: str) -> str:
+        if name in TOP_NAMES:
+            return TOP_NAMES[name]
+        parts = name.split(".")
+        if len(parts) == 4 and parts[0] == "blk":
+            table = {**NAMES, **(GEMMA_NAMES if self._arch == "gemma3" else {})}
+            inner = table.get(parts[2], parts[2])
+            return f"model.layers.{parts[1]}.{inner}.{parts[3]}"
+        return name
+
+
+def _unpermute(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """From interleaved rope pairs back to halves, per head."""
+    rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
+    return rows.swapaxes(1, 2).reshape(values.shape)
