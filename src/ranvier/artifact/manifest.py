@@ -1,0 +1,95 @@
+"""The manifest: what an artifact is, in canonical JSON, and the key that names its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "FORMAT",
+    "ArrayEntry",
+    "ArtifactKey",
+    "FileEntry",
+    "Manifest",
+    "ProgramEntry",
+    "canonical",
+    "differing",
+]
+
+FORMAT = 1
+
+
+class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Everything that a compiled program depends on; equal keys may share an artifact."""
+
+    format: int = FORMAT
+    model: str
+    """Hash of the resolved config."""
+    weights: str
+    """Revision of the checkpoint."""
+    target: str
+    target_fingerprint: str
+    """Compiler and runtime versions, CPU features, flags."""
+    sources: str
+    """Hash of the sources that shape programs, and of the kernel library."""
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    block_tokens: int
+    block_count: int
+    token_buckets: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's name: 20 hex digits of the key's hash."""
+        return hashlib.sha256(canonical(self)).hexdigest()[:20]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size in bytes and sha256 of one file."""
+
+    size: int
+    sha256: str
+
+
+class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One packed weight in weights.bin."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class ProgramEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One program: its bucket; files are programs/<name>.{stablehlo,bin}."""
+
+    name: str
+    tokens: int
+    rows: int
+
+
+class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The whole artifact; every file but the manifest itself is in `files`."""
+
+    key: ArtifactKey
+    programs: list[ProgramEntry]
+    arrays: dict[str, ArrayEntry]
+    files: dict[str, FileEntry]
+    model: dict[str, Any]
+    """Numbers that the runtime needs: vocab_size, cache shapes and dtype, limits."""
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    plain = msgspec.to_builtins(value)
+    return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+def differing(a: ArtifactKey, b: ArtifactKey) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two keys differ."""
+    pairs = ((name, getattr(a, name), getattr(b, name)) for name in a.__struct_fields__)
+    return {name: (x, y) for name, x, y in pairs if x != y}
