@@ -1,0 +1,130 @@
+"""Build an artifact: the only place that traces, lowers and compiles.
+
+Parallel over programs, locked between processes, resumable; a key that exists is reused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jaxlib
+
+import ranvier
+from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
+from ranvier.artifact.read import describe_miss, find
+from ranvier.artifact.write import ArtifactWriter, locked
+from ranvier.build.pack import pack_weights
+from ranvier.build.programs import Program, Sizes, cache_shapes, programs
+from ranvier.core.errors import ArtifactError
+from ranvier.models.spec import DecoderSpec
+from ranvier.runtime.compat import serialize
+from ranvier.weights.checkpoint import Checkpoint
+
+__all__ = ["artifact_key", "build_artifact"]
+
+WORKERS = 2
+SOURCES = ("nn", "models", "build", "native", "core/layout.py")
+Notice = Callable[[str], None]
+
+
+def artifact_key(checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, flags: str) -> ArtifactKey:
+    """The key of a build; `flags` are the compiler flags in force."""
+    model = json.dumps(checkpoint.config, sort_keys=True, default=str)
+    return ArtifactKey(
+        model=hashlib.sha256(model.encode()).hexdigest()[:32],
+        weights=checkpoint.revision[:32],
+        target="cpu",
+        target_fingerprint=f"{platform.machine()} {_cpu()} jaxlib {jaxlib.__version__} {flags}",
+        sources=_source_hash(),
+        dtype=sizes.dtype,
+        max_model_len=sizes.max_model_len,
+        max_num_seqs=sizes.max_num_seqs,
+        block_tokens=sizes.block_tokens,
+        block_count=sizes.block_count,
+        token_buckets=sizes.token_buckets,
+    )
+
+
+def build_artifact(
+    root: Path,
+    key: ArtifactKey,
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    sizes: Sizes,
+    notice: Notice,
+    *,
+    is_required: bool = False,
+) -> Path:
+    """The artifact's folder, built if it is not there. Raises ArtifactError when required."""
+    found = find(root, key)
+    if found is not None:
+        return found
+    differences = describe_miss(root, key)
+    if is_required:
+        raise ArtifactError(
+            f"{root}: no artifact {key.name} for these options.",
+            hint="Differing fields of the nearest: " + ("; ".join(differences) or "there is none"),
+        )
+    for line in differences:
+        notice(f"artifact miss: {line}")
+    with locked(root, key, notice):
+        found = find(root, key)
+        if found is not None:
+            return found
+        return _build(ArtifactWriter(root, key), checkpoint, spec, sizes, notice)
+
+
+def _build(
+    writer: ArtifactWriter, checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, notice: Notice
+) -> Path:
+    entries = {p.name: ProgramEntry(p.name, p.tokens, p.rows) for p in programs(spec, sizes)}
+    missing = [p for p in programs(spec, sizes) if not writer.reuse_program(entries[p.name])]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for program, (text, binary) in zip(missing, pool.map(_compile, missing), strict=True):
+            notice(f"compiled {program.name}")
+            writer.add_program(entries[program.name], text, binary)
+    notice("packing weights")
+    writer.add_weights(pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels))
+    writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
+    writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
+    for name in ("tokenizer_config", "generation_config"):
+        writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
+    return writer.finish(_model(spec, sizes))
+
+
+def _compile(program: Program) -> tuple[bytes, bytes]:
+    lowered = program.lower()
+    return str(lowered.compiler_ir("stablehlo")).encode(), serialize(lowered.compile())
+
+
+def _model(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
+    cache = cache_shapes(spec, sizes)
+    numbers = {"vocab_size": spec.vocab_size, "k_shape": cache.k, "v_shape": cache.v}
+    return {**dataclasses.asdict(sizes), **numbers, "end_token_ids": spec.end_token_ids}
+
+
+def _source_hash() -> str:
+    """Hash of the sources that shape programs and of the kernel library."""
+    digest, top = hashlib.sha256(), Path(ranvier.__file__).parent
+    for source in SOURCES:
+        base = top / source
+        files = [base] if base.is_file() else sorted([*base.rglob("*.py"), *base.rglob("*.so")])
+        for path in files:
+            digest.update(str(path.relative_to(top)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _cpu() -> str:
+    """Model and feature flags of this machine's processor, hashed."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:12]

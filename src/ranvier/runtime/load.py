@@ -1,0 +1,107 @@
+"""Load an artifact: verify, programs, weights, state, warm; every phase timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from ranvier.artifact.manifest import ArrayEntry, Manifest
+from ranvier.artifact.read import check_file, read_manifest
+from ranvier.core.errors import ArtifactError
+from ranvier.core.layout import MetaLayout
+from ranvier.core.step import RunnerInfo
+from ranvier.runtime.compat import LoadedProgram, deserialize
+from ranvier.runtime.runner import DeviceRunner
+
+__all__ = ["Phases", "load_runner"]
+
+Phases = list[tuple[str, float]]
+
+
+def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
+    """A warm runner; appends (phase, seconds) to `phases`. Raises ArtifactError."""
+    manifest = read_manifest(folder)
+    with _timed(phases, "verify artifact"):
+        faults = [check_file(folder, name, entry) for name, entry in manifest.files.items()]
+        if any(faults):
+            raise ArtifactError(
+                "; ".join(fault for fault in faults if fault),
+                hint=f"Remove {folder} and build it again.",
+            )
+    info = _info(manifest)
+    with _timed(phases, "load programs"):
+        programs = {p.tokens: _program(folder, p.name) for p in manifest.programs}
+        layouts = {
+            p.tokens: MetaLayout(p.tokens, p.rows, info.blocks_per_sequence_max)
+            for p in manifest.programs
+        }
+    with _timed(phases, "map weights"):
+        weights = [
+            _array(folder / "weights.bin", entry) for _, entry in sorted(manifest.arrays.items())
+        ]
+    with _timed(phases, "allocate cache"):
+        state = _state(manifest)
+    runner = DeviceRunner(info, programs, layouts, weights, state)
+    with _timed(phases, "warm programs"):
+        runner.warm()
+    return runner
+
+
+@contextmanager
+def _timed(phases: Phases, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    phases.append((name, time.perf_counter() - start))
+
+
+def _info(manifest: Manifest) -> RunnerInfo:
+    key, model = manifest.key, manifest.model
+    return RunnerInfo(
+        token_buckets=key.token_buckets,
+        rows_max=key.max_num_seqs,
+        block_tokens=key.block_tokens,
+        block_count=key.block_count,
+        model_len_max=key.max_model_len,
+        vocab_size=int(model["vocab_size"]),
+        logprobs_max=int(model["logprobs_max"]),
+        edits_max=int(model["edits_max"]),
+        programs=tuple(p.name for p in manifest.programs),
+    )
+
+
+def _program(folder: Path, name: str) -> LoadedProgram:
+    data = (folder / "programs" / f"{name}.bin").read_bytes()
+    try:
+        return deserialize(data)
+    except (RuntimeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}/programs/{name}.bin: this runtime refuses it: {error}",
+            hint=f"Remove {folder} and build it again on this machine.",
+        ) from error
+
+
+def _dtype(name: str) -> np.dtype[np.generic]:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _array(path: Path, entry: ArrayEntry) -> jax.Array:
+    """A weight as a view of the mapped file: page-aligned, so the device takes it without a copy."""
+    raw = np.memmap(path, np.uint8, "r", offset=entry.offset, shape=(entry.size,))
+    return jax.device_put(raw.view(_dtype(entry.dtype)).reshape(entry.shape))
+
+
+def _state(manifest: Manifest) -> dict[str, jax.Array]:
+    model = manifest.model
+    kind = _dtype(str(model["dtype"]))
+    return {
+        "k": jnp.zeros(model["k_shape"], kind),
+        "v": jnp.zeros(model["v_shape"], kind),
+        "sampled": jnp.zeros((manifest.key.max_num_seqs,), jnp.int32),
+    }

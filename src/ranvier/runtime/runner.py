@@ -1,0 +1,168 @@
+"""DeviceRunner: a loaded artifact that executes plans. Never traces, never compiles.
+
+Per step: one packed host buffer in, one launch, one copy out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from ranvier.core.errors import DeviceError
+from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
+from ranvier.core.step import LogitEdits, RunnerInfo, Sample, StepPlan, StepResult
+from ranvier.runtime.compat import LoadedProgram
+
+__all__ = ["DeviceRunner"]
+
+SAMPLE_FIELDS = ("top_k", "target_ids", "temperature", "top_p", "min_p", "uniform")
+
+
+class _Buffers:
+    """Host and resident buffers of one program."""
+
+    def __init__(self, layout: MetaLayout, info: RunnerInfo) -> None:
+        self.layout = layout
+        self.edits_shape = (layout.rows, info.edits_max, 3)
+        self.allowed_shape = (layout.rows, -(-info.vocab_size // 32))
+        self.no_edits = jax.device_put(np.zeros(self.edits_shape, np.int32))
+        self.no_mask = jax.device_put(np.zeros(self.allowed_shape, np.int32))
+
+
+class DeviceRunner:
+    """Runs the programs of one artifact on the first local device."""
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        programs: dict[int, LoadedProgram],
+        layouts: dict[int, MetaLayout],
+        weights: list[jax.Array],
+        state: dict[str, jax.Array],
+    ) -> None:
+        self._info = info
+        self._programs = programs
+        self._buffers = {bucket: _Buffers(layout, info) for bucket, layout in layouts.items()}
+        self._weights = weights
+        self._state = [state["k"], state["sampled"], state["v"]]
+
+    @property
+    def info(self) -> RunnerInfo:
+        return self._info
+
+    def dispatch(self, plan: StepPlan) -> object:
+        """Launch one step. Raises DeviceError."""
+        buffers = self._buffers[plan.bucket]
+        meta = jax.device_put(_pack(plan, buffers.layout))
+        edits, allowed = self._edits(plan, buffers)
+        # Flat order of (weights, state, inputs): each dict's keys sorted.
+        arguments = [*self._weights, *self._state, allowed, edits, meta]
+        try:
+            *self._state, out = self._programs[plan.bucket](arguments)
+        except RuntimeError as error:
+            raise DeviceError(f"Program step.t{plan.bucket} failed: {error}") from error
+        return out, len(plan.samples)
+
+    def collect(self, handle: object) -> StepResult:
+        """Wait for a step and read its output. Raises DeviceError."""
+        out, count = handle  # type: ignore[misc]
+        try:
+            table: NDArray[np.int32] = np.asarray(out)[:count]
+        except RuntimeError as error:
+            raise DeviceError(f"A step failed: {error}") from error
+        top = self._info.logprobs_max
+        floats = table.view(np.float32)
+        return StepResult(
+            token_ids=table[:, 0],
+            ranks=table[:, 1],
+            logprobs=floats[:, 2],
+            top_ids=table[:, OUTPUT_HEAD : OUTPUT_HEAD + top],
+            top_logprobs=floats[:, OUTPUT_HEAD + top :],
+        )
+
+    def warm(self) -> None:
+        """Run every program once on nothing."""
+        for bucket in self._info.token_buckets:
+            self.collect(self.dispatch(StepPlan(bucket, [], [])))
+
+    def close(self) -> None:
+        """Drop the device's memory."""
+        self._weights, self._state, self._programs = [], [], {}
+
+    def _edits(self, plan: StepPlan, buffers: _Buffers) -> tuple[Any, Any]:
+        if not any(sample.edits for sample in plan.samples):
+            return buffers.no_edits, buffers.no_mask
+        edits = np.zeros(buffers.edits_shape, np.int32)
+        allowed = np.zeros(buffers.allowed_shape, np.int32)
+        for row, sample in enumerate(plan.samples):
+            if sample.edits is not None:
+                _fill_edits(edits[row], allowed[row], sample.edits)
+        return jax.device_put(edits), jax.device_put(allowed)
+
+
+def _fill_edits(
+    entries: NDArray[np.int32], allowed: NDArray[np.int32], edits: LogitEdits
+) -> None:
+    count = len(edits.token_ids)
+    entries[:count, 0] = edits.token_ids
+    entries[:count, 1] = edits.counts | (edits.seen.astype(np.int32) << SEEN_BIT)
+    entries[:count, 2] = edits.bias.view(np.int32)
+    if edits.allowed is not None:
+        allowed[: len(edits.allowed)] = edits.allowed.view(np.int32)
+
+
+def _pack(plan: StepPlan, layout: MetaLayout) -> NDArray[np.int32]:
+    """Fill the packed buffer of one step; padding is 0 but for token_source (-1)."""
+    meta = np.zeros(layout.size, np.int32)
+    at = layout.slices
+    meta[at["token_source"]] = -1
+    tables = meta[at["block_tables"]].reshape(layout.rows, layout.blocks)
+    ids, positions = meta[at["token_ids"]], meta[at["positions"]]
+    owners, starts = meta[at["token_seq"]], meta[at["query_starts"]]
+    done = 0
+    for i, chunk in enumerate(plan.chunks):
+        count = len(chunk.token_ids)
+        stop = done + count
+        ids[done:stop] = chunk.token_ids
+        positions[done:stop] = range(chunk.start, chunk.start + count)
+        owners[done:stop] = i
+        tables[i, : len(chunk.block_ids)] = chunk.block_ids
+        meta[at["context_lens"].start + i] = chunk.start + count
+        starts[i] = done
+        if chunk.from_previous >= 0:
+            meta[at["token_source"].start + done] = chunk.from_previous
+        done = stop
+    starts[len(plan.chunks) :] = done
+    meta[0:3] = (done, len(plan.chunks), len(plan.samples))
+    if plan.samples:
+        _pack_samples(meta, plan.samples, starts, layout)
+    return meta
+
+
+def _pack_samples(
+    meta: NDArray[np.int32],
+    samples: list[Sample],
+    starts: NDArray[np.int32],
+    layout: MetaLayout,
+) -> None:
+    def put(name: str, values: list[Any]) -> None:
+        field = meta[layout.slices[name]]
+        if name in FLOAT_FIELDS:
+            field = field.view(np.float32)
+        field[: len(values)] = values
+
+    put("sample_tokens", [starts[s.chunk] + s.offset for s in samples])
+    put("logprob_counts", [s.logprobs for s in samples])
+    for name in ("top_k", "temperature", "top_p", "min_p", "uniform"):
+        put(name, [getattr(s, name) for s in samples])
+    put("target_ids", [s.target_id for s in samples])
+    edits = [s.edits for s in samples]
+    put("repetition", [e.repetition if e else 1.0 for e in edits])
+    if any(edits):
+        put("frequency", [e.frequency if e else 0.0 for e in edits])
+        put("presence", [e.presence if e else 0.0 for e in edits])
+        put("edit_counts", [len(e.token_ids) if e else 0 for e in edits])
+        put("flags", [int(e is not None and e.allowed is not None) for e in edits])
