@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 from ranvier.version import __version__
 
 if TYPE_CHECKING:
+    from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
+    from ranvier.engine.outputs import CompletionOutput, RequestOutput
 
-__all__ = ["SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
 
-_LAZY = {"SamplingParams": "ranvier.core.sampling"}
+_LAZY = {
+    "CompletionOutput": "ranvier.engine.outputs",
+    "LLM": "ranvier.cli.wire",
+    "RequestOutput": "ranvier.engine.outputs",
+    "SamplingParams": "ranvier.core.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,113 @@
+"""Options: the one place that reads the environment, and the strict parser of every option.
+
+An unknown name is an error that names the nearest known one; nothing is ignored in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ranvier.core.errors import ConfigError
+
+__all__ = ["Options", "artifacts_folder", "cache_folder", "nearest", "parse_options"]
+
+LATER = (
+    "quantization", "speculative_config", "enable_lora", "override_neuron_config",
+    "additional_config", "pipeline_parallel_size", "data_parallel_size",
+)  # fmt: skip
+DTYPES = {
+    "auto": "bfloat16", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float32": "float32", "float": "float32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Engine options, by vLLM's names; None means: chosen from the model and the machine."""
+
+    model: str
+    """A Hugging Face folder, a .gguf file, or the name of a demo model."""
+    dtype: str = "auto"
+    """auto (bfloat16), bfloat16 or float32: of weights, KV cache and matrix products."""
+    max_model_len: int | None = None
+    """Tokens of a prompt and its output together; default the model's, at most 4096."""
+    max_num_seqs: int = 32
+    """Sequences that run at once."""
+    max_num_batched_tokens: int | None = None
+    """Tokens of one step; longer prompts are prefilled in chunks. Default 512."""
+    block_size: int = 32
+    """Tokens of one KV block, a multiple of 16."""
+    num_gpu_blocks_override: int | None = None
+    """KV blocks; default enough for every sequence at half the full length, at least one whole."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV of equal prefixes."""
+    seed: int = 0
+    """Seed of requests that bring none."""
+    artifacts: str | None = None
+    """Folder of compiled artifacts; default NEURON_COMPILED_ARTIFACTS, else beside the model."""
+    require_artifacts: bool = False
+    """Refuse to compile: a missing artifact is an error."""
+    tensor_parallel_size: int = 1
+    """Devices that share the model; only 1 is supported now."""
+
+    @property
+    def resolved_dtype(self) -> str:
+        return DTYPES[self.dtype]
+
+
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """Options from names with dashes or underscores. Raises ConfigError."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    fields: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name in LATER:
+            raise ConfigError(f"The option {key} is not supported yet.")
+        if name not in names:
+            raise ConfigError(f"Unknown option {key!r}.{nearest(name, [*names, *LATER])}")
+        fields[name] = value
+    options = Options(**fields)
+    _check(options)
+    return options
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' or nothing."""
+    found = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def cache_folder() -> Path:
+    """Where demo models and, by default, artifacts of read-only models live."""
+    root = os.environ.get("RANVIER_CACHE_ROOT") or os.environ.get("VLLM_CACHE_ROOT")
+    return Path(root).expanduser() if root else Path.home() / ".cache" / "ranvier"
+
+
+def artifacts_folder(options: Options, model: Path) -> Path:
+    """The folder that holds artifacts, by the option, the environment, or the model's place."""
+    named = options.artifacts or os.environ.get("NEURON_COMPILED_ARTIFACTS")
+    if named:
+        return Path(named).expanduser()
+    beside = (model if model.is_dir() else model.parent) / "neuron-compiled-artifacts"
+    if beside.is_dir() or os.access(beside.parent, os.W_OK):
+        return beside
+    return cache_folder() / "neuron-compiled-artifacts"
+
+
+def _check(options: Options) -> None:
+    if options.dtype not in DTYPES:
+        raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
+    if options.tensor_parallel_size != 1:
+        raise ConfigError("tensor_parallel_size: only 1 is supported yet.")
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        value = getattr(options, name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(f"{name} must be a positive integer, is {value!r}.")
+    if options.block_size % 16:
+        raise ConfigError(f"block_size must be a multiple of 16, is {options.block_size}.")

@@ -1,0 +1,236 @@
+"""Offline: generate and chat by vLLM's names, the engine loop in this process."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from ranvier.core.errors import DeviceError, RequestError
+from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
+from ranvier.core.sampling import SamplingParams
+from ranvier.engine.loop import Engine
+from ranvier.engine.outputs import CompletionOutput, Logprob, RequestOutput
+from ranvier.text.codec import TextCodec
+from ranvier.text.stream import Detokenizer
+
+__all__ = ["Offline", "Prompt"]
+
+Prompt = str | Mapping[str, Any] | list[int]
+
+
+class Offline:
+    """A model in this process: `generate` and `chat`.
+
+    `engine` and `codec` come from cli.wire.open_engine; `ranvier.LLM(model, **options)` adds that.
+    """
+
+    def __init__(self, engine: Engine, codec: TextCodec, *, seed: int = 0) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._seed = seed
+        self._ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of these.
+
+        One SamplingParams for all, or one a prompt. Raises RequestError before anything runs.
+        """
+        items = _prompts(prompts)
+        params = self._params(sampling_params, len(items))
+        collectors = [
+            self._collector(prompt, own) for prompt, own in zip(items, params, strict=True)
+        ]
+        self._run(collectors, is_shown=use_tqdm)
+        return [collector.output() for collector in collectors]
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or each of a list of them, through the model's template."""
+        several = messages if messages and isinstance(messages[0], list) else [messages]
+        options = {**template_options, **(chat_template_kwargs or {})}
+        prompts: list[Prompt] = []
+        for conversation in several:
+            text = self._codec.render_chat(conversation, **options)  # type: ignore[arg-type]
+            prompts.append({"prompt_token_ids": self._codec.encode(text, add_special_tokens=False)})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def get_tokenizer(self) -> Any:
+        return self._codec.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        return self._codec.default_sampling_params()
+
+    def get_metrics(self) -> EngineStats:
+        return self._engine.stats()
+
+    def reset_prefix_cache(self) -> None:
+        self._engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Free the device."""
+        self._engine.runner.close()
+
+    def _params(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if given is None:
+            given = self.get_default_sampling_params()
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if len(given) != count:
+            raise RequestError(f"{count} prompts but {len(given)} sampling_params.")
+        return list(given)
+
+    def _collector(self, prompt: Prompt, params: SamplingParams) -> _Collector:
+        name = f"{next(self._ids)}-{secrets.token_hex(4)}"
+        content = _content(prompt)
+        index = int(name.split("-")[0])
+        seed = (self._seed << 32) + index
+        request = self._codec.make_request(name, content, params, seed)
+        self._engine.scheduler.check(request)
+        return _Collector(self._codec, request, content if isinstance(content, str) else None)
+
+    def _run(self, collectors: list[_Collector], *, is_shown: bool) -> None:
+        engine, open_ = self._engine, {c.request.request_id: c for c in collectors}
+        queue = list(reversed(collectors))
+        with tqdm(total=len(collectors), desc="Processed prompts", disable=not is_shown) as bar:
+            try:
+                while open_:
+                    room = engine.config.requests_waiting_max - len(engine.scheduler.waiting)
+                    for _ in range(min(room, len(queue))):
+                        engine.admit(queue.pop().request)
+                    for event in engine.turn():
+                        collector = open_.get(event.request_id)
+                        if collector is None:
+                            continue
+                        for index in collector.take(event):
+                            engine.cancel(event.request_id, index)
+                        if collector.is_finished:
+                            del open_[event.request_id]
+                            bar.update()
+            finally:
+                for name in open_:
+                    engine.cancel(name)
+
+
+class _Collector:
+    """Gathers one request's events into its output."""
+
+    def __init__(self, codec: TextCodec, request: Request, prompt: str | None) -> None:
+        self.request = request
+        self._codec = codec
+        self._prompt = prompt
+        count = request.params.sequence_count
+        self._parts = [CompletionOutput(index=i) for i in range(count)]
+        self._text = [Detokenizer(codec, request.params) for _ in range(count)]
+        self._sums = [0.0] * count
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._cached = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return all(part.finish_reason for part in self._parts)
+
+    def take(self, event: Event) -> list[int]:
+        """Take an event; the sequences that a stop string has ended. Raises DeviceError."""
+        if event.finish_reason == "error":
+            raise DeviceError(event.error or "A step failed.")
+        part = self._parts[event.index]
+        self._cached = max(self._cached, event.cached_tokens)
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = [
+                None if entry is None else self._entries(entry) for entry in event.prompt_logprobs
+            ]
+        if part.finish_reason is not None:
+            return []
+        part.token_ids += event.token_ids
+        for entry in event.logprobs or ():
+            self._sums[event.index] += entry.logprob
+            if self.request.params.logprobs is not None:
+                part.cumulative_logprob = self._sums[event.index]
+                part.logprobs = [*(part.logprobs or []), self._entries(entry)]
+        if not self.request.params.detokenize:
+            part.finish_reason, part.stop_reason = event.finish_reason, event.stop_reason
+            return []
+        return self._decode(part, event)
+
+    def output(self) -> RequestOutput:
+        """The request's output; of best_of sequences the n of highest mean log-probability."""
+        params, parts = self.request.params, self._parts
+        if params.best_of is not None and params.best_of > params.n:
+            means = [s / max(len(p.token_ids), 1) for s, p in zip(self._sums, parts, strict=True)]
+            order = sorted(range(len(parts)), key=lambda i: -means[i])[: params.n]
+            parts = [parts[i] for i in order]
+            for index, part in enumerate(parts):
+                part.index = index
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=parts,
+            prompt_logprobs=self._prompt_logprobs,
+            finished=True,
+            num_cached_tokens=self._cached,
+        )
+
+    def _decode(self, part: CompletionOutput, event: Event) -> list[int]:
+        detokenizer = self._text[event.index]
+        ids = event.token_ids
+        if event.finish_reason == "stop":
+            ids = ids[:-1]  # the token that ended it is no text
+        delta = detokenizer.feed(ids)
+        part.text += delta.text
+        if delta.stop_string is None and event.finish_reason is not None:
+            delta = detokenizer.finish()
+            part.text += delta.text
+        if delta.stop_string is not None:
+            part.finish_reason, part.stop_reason = "stop", delta.stop_string
+            return [] if event.finish_reason else [event.index]
+        part.finish_reason, part.stop_reason = event.finish_reason, event.stop_reason
+        return []
+
+    def _entries(self, entry: TokenLogprobs) -> dict[int, Logprob]:
+        """The chosen token first, then the top ones."""
+        text = self._codec.token_text
+        found = {entry.token_id: Logprob(entry.logprob, entry.rank, text(entry.token_id))}
+        pairs = zip(entry.top_ids, entry.top_logprobs, strict=True)
+        for rank, (token, value) in enumerate(pairs, 1):
+            found.setdefault(token, Logprob(value, rank, text(token)))
+        return found
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [list(prompts)]  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _content(prompt: Prompt) -> str | list[int]:
+    if isinstance(prompt, (str, list)):
+        return prompt
+    known = {"prompt", "prompt_token_ids"} & set(prompt)
+    if len(known) != 1 or len(prompt) != 1:
+        raise RequestError(
+            f"A prompt has the keys {sorted(prompt)}; give prompt or prompt_token_ids.",
+            param="prompt",
+        )
+    return next(iter(prompt.values()))  # type: ignore[no-any-return]
