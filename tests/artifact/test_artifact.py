@@ -1,4 +1,4 @@
-"""Artifacts: built once, reused, every corruption found, misses explained, no compile after ready."""
+"""Artifacts: built once, reused, every corruption found, misses explained, no late compile."""
 
 from __future__ import annotations
 

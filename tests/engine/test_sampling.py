@@ -87,7 +87,9 @@ def test_n_and_best_of(llm):
     outs = run(llm, n=3, temperature=1.0, seed=1)[0].outputs
     assert len({tuple(o.token_ids) for o in outs}) == 3
     best = run(llm, n=1, best_of=3, temperature=1.0, seed=1, logprobs=0)[0].outputs
-    sums = [o.cumulative_logprob for o in run(llm, n=3, temperature=1.0, seed=1, logprobs=0)[0].outputs]
+    sums = [
+        o.cumulative_logprob for o in run(llm, n=3, temperature=1.0, seed=1, logprobs=0)[0].outputs
+    ]
     assert len(best) == 1
     assert best[0].cumulative_logprob == pytest.approx(max(sums), abs=1e-4)
 

@@ -1,6 +1,7 @@
 """Write tiny random models of each family and their logits by transformers in f32.
 
-Run in an environment of its own that has torch and transformers: python tests/parity/make_goldens.py
+Run in an environment of its own that has torch and transformers:
+    python tests/parity/make_goldens.py
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Run in an environment of its own that has torch, transformers and gguf:
     python tests/real/make_goldens.py NAME FILE.gguf
-transformers dequantises the same GGUF file by its own reader, so weights, tokenizer-free prompts and
-tokens are an oracle for all of Ranvier. Each golden holds, per prompt, the prompt's ids, the greedy ids and
-the gap between the two best logits at every step (a tie below 1e-3 may go either way).
+transformers dequantises the same GGUF file by its own reader, so weights, prompts and tokens are an
+oracle for all of Ranvier. Each golden holds, per prompt, its ids, the greedy ids and the gap
+between the two best logits at every step (a tie below 1e-3 may go either way).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""artifact"""
+"""The folder that holds compiled programs: manifest, read, write."""

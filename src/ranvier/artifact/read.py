@@ -32,7 +32,9 @@ def read_manifest(folder: Path) -> Manifest:
         if name.startswith("/") or ".." in Path(name).parts:
             raise ArtifactError(f"{path}: file name {name!r} leaves the artifact.")
     if manifest.key.name != folder.name.removesuffix(".building"):
-        raise ArtifactError(f"{path}: its key hashes to {manifest.key.name}, not the folder's name.")
+        raise ArtifactError(
+            f"{path}: its key hashes to {manifest.key.name}, not the folder's name."
+        )
     return manifest
 
 
@@ -49,7 +51,9 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> str | None:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != entry.sha256:
-        return f"{path}: sha256 {digest.hexdigest()[:16]}..., the manifest says {entry.sha256[:16]}..."
+        return (
+            f"{path}: sha256 {digest.hexdigest()[:16]}..., the manifest says {entry.sha256[:16]}..."
+        )
     return None
 
 

@@ -91,7 +91,7 @@ class ArtifactWriter:
             for name, array in arrays:
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
                 padding = bytes(-len(data) % ALIGN)
-                for part in (memoryview(data), memoryview(padding)):
+                for part in (data.data, padding):
                     file.write(part)
                     digest.update(part)
                 shape, dtype = tuple(array.shape), array.dtype.name

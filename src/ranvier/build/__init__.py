@@ -1,1 +1,1 @@
-"""build"""
+"""The only place that traces, lowers and compiles."""

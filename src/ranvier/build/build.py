@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jaxlib
+from jaxlib import version as jaxlib_version
 
 import ranvier
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
@@ -34,14 +34,16 @@ SOURCES = ("nn", "models", "build", "native", "core/layout.py")
 Notice = Callable[[str], None]
 
 
-def artifact_key(checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, flags: str) -> ArtifactKey:
+def artifact_key(
+    checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, flags: str
+) -> ArtifactKey:
     """The key of a build; `flags` are the compiler flags in force."""
     model = json.dumps(checkpoint.config, sort_keys=True, default=str)
     return ArtifactKey(
         model=hashlib.sha256(model.encode()).hexdigest()[:32],
         weights=checkpoint.revision[:32],
         target="cpu",
-        target_fingerprint=f"{platform.machine()} {_cpu()} jaxlib {jaxlib.__version__} {flags}",
+        target_fingerprint=f"{platform.machine()} {_cpu()} jaxlib {jaxlib_version.__version__} {flags}",
         sources=_source_hash(),
         dtype=sizes.dtype,
         max_model_len=sizes.max_model_len,

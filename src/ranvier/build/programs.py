@@ -68,7 +68,7 @@ def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
 
 def programs(spec: DecoderSpec, sizes: Sizes) -> list[Program]:
     """One step program per token bucket."""
-    struct = jax.ShapeDtypeStruct
+    struct: Any = jax.ShapeDtypeStruct
     kernels = select(sizes.kernels)
     shapes = weight_shapes(spec, sizes.dtype, sizes.kernels)
     weights = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -1,1 +1,1 @@
-"""cli"""
+"""Command line, settings and wiring."""

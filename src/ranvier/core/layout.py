@@ -72,4 +72,4 @@ class MetaLayout:
         return sum(self.sizes.values())
 
     def offset(self, name: str) -> int:
-        return self.slices[name].start
+        return int(self.slices[name].start)

@@ -36,7 +36,7 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class TokenLogprobs(msgspec.Struct):
-    """Log-probabilities at one position: the token's own, its rank (1 is best), and the top ones."""
+    """Log-probabilities at one position: the token's own, its rank (1 is best), the top ones."""
 
     token_id: int
     logprob: float

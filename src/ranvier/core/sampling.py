@@ -21,8 +21,8 @@ _SEED_MAX = 2**63
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Sampling options of one request, with vLLM's names and defaults.
 
-    `max_tokens` None means: up to the model's length. `logprobs` counts the top entries returned per
-    token. `best_of` draws that many and returns the `n` of highest mean log-probability.
+    `max_tokens` None means: up to the model's length. `logprobs` counts the top entries returned
+    per token. `best_of` draws that many and returns the `n` of highest mean log-probability.
     """
 
     n: int = 1
@@ -122,15 +122,27 @@ def _check_counts(p: SamplingParams) -> None:
 
 def _check_lists(p: SamplingParams) -> None:
     strings = p.stop_strings
-    _require(len(strings) <= LIMITS.stop_strings_max, "stop", len(strings),
-             f"at most {LIMITS.stop_strings_max} strings")
+    _require(
+        len(strings) <= LIMITS.stop_strings_max,
+        "stop",
+        len(strings),
+        f"at most {LIMITS.stop_strings_max} strings",
+    )
     _require(all(strings), "stop", p.stop, "non-empty strings")
     words = p.bad_words or []
-    _require(len(words) <= LIMITS.bad_words_max, "bad_words", len(words),
-             f"at most {LIMITS.bad_words_max} words")
+    _require(
+        len(words) <= LIMITS.bad_words_max,
+        "bad_words",
+        len(words),
+        f"at most {LIMITS.bad_words_max} words",
+    )
     bias = p.logit_bias or {}
-    _require(len(bias) <= LIMITS.logit_bias_max, "logit_bias", len(bias),
-             f"at most {LIMITS.logit_bias_max} entries")
+    _require(
+        len(bias) <= LIMITS.logit_bias_max,
+        "logit_bias",
+        len(bias),
+        f"at most {LIMITS.logit_bias_max} entries",
+    )
     _require(all(math.isfinite(v) for v in bias.values()), "logit_bias", bias, "finite numbers")
     if p.allowed_token_ids is not None:
         _require(len(p.allowed_token_ids) > 0, "allowed_token_ids", [], "a non-empty list")

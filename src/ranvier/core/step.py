@@ -1,7 +1,8 @@
 """What the engine and a device say to each other: StepPlan in, StepResult out.
 
 Knows nothing of jax or of scheduling policy. A plan is complete: a runner needs no other state of
-the engine to execute it. Block 0 is the garbage block: padding writes go there, no sequence owns it.
+the engine to execute it. Block 0 is the garbage block: padding is written there and no sequence
+owns it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""engine"""
+"""The loop, and the offline interface on it."""

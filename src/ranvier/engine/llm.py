@@ -113,21 +113,26 @@ class Offline:
         with tqdm(total=len(collectors), desc="Processed prompts", disable=not is_shown) as bar:
             try:
                 while open_:
-                    room = engine.config.requests_waiting_max - len(engine.scheduler.waiting)
-                    for _ in range(min(room, len(queue))):
-                        engine.admit(queue.pop().request)
-                    for event in engine.turn():
-                        collector = open_.get(event.request_id)
-                        if collector is None:
-                            continue
-                        for index in collector.take(event):
-                            engine.cancel(event.request_id, index)
-                        if collector.is_finished:
-                            del open_[event.request_id]
-                            bar.update()
+                    bar.update(self._turn(queue, open_))
             finally:
                 for name in open_:
                     engine.cancel(name)
+
+    def _turn(self, queue: list[_Collector], open_: dict[str, _Collector]) -> int:
+        """Admit what fits, run one turn; how many requests it finished."""
+        engine, before = self._engine, len(open_)
+        room = engine.config.requests_waiting_max - len(engine.scheduler.waiting)
+        for _ in range(min(room, len(queue))):
+            engine.admit(queue.pop().request)
+        for event in engine.turn():
+            collector = open_.get(event.request_id)
+            if collector is None:
+                continue
+            for index in collector.take(event):
+                engine.cancel(event.request_id, index)
+            if collector.is_finished:
+                del open_[event.request_id]
+        return before - len(open_)
 
 
 class _Collector:

@@ -1,7 +1,7 @@
 """The engine: requests in, events out, one turn at a time.
 
-The five verbs: admit, plan, dispatch, collect, commit. The overlapped order is the same functions in
-another order. Every sequence of an admitted request ends in exactly one terminal event.
+The five verbs: admit, plan, dispatch, collect, commit. The overlapped order is the same functions
+in another order. Every sequence of an admitted request ends in exactly one terminal event.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ HOST_SAMPLES = 256
 class Engine:
     """One runner, one scheduler, and the loop between them."""
 
-    def __init__(
-        self, runner: Runner, config: EngineConfig, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, runner: Runner, config: EngineConfig, clock: Clock | None = None) -> None:
         self.runner = runner
         self.config = config
         self.scheduler = Scheduler(runner.info, config)

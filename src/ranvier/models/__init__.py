@@ -1,1 +1,1 @@
-"""models"""
+"""Model families as data: a spec, a table, one resolver each."""

@@ -43,7 +43,7 @@ class Config:
         value = self.get("eos_token_id", ())
         return (value,) if isinstance(value, int) else tuple(value)
 
-    def shape(self) -> dict[str, int]:
+    def shape(self) -> dict[str, Any]:
         """The sizes that every family has, checked against each other."""
         heads = self.count("num_attention_heads")
         kv_heads = self.count("num_key_value_heads", heads)
@@ -64,7 +64,7 @@ class Config:
             "model_len_max": self.count("max_position_embeddings"),
         }
 
-    def activation(self) -> str:
+    def activation(self) -> Any:
         name = self.get("hidden_activation", self.get("hidden_act", "silu"))
         table = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
         if name not in table:
@@ -88,7 +88,8 @@ def rope_spec(config: Config, head_size: int, *, theta: float, scaling: dict[str
         inv = [_llama3(f, scaling) for f in inv]
     elif kind != "default":
         raise CheckpointError(
-            f"config.json: rope scaling {kind!r} is not supported; supported: default, linear, llama3."
+            f"config.json: rope scaling {kind!r} is not supported; supported: default, linear, "
+            "llama3."
         )
     return RopeSpec(tuple(inv))
 
@@ -121,14 +122,20 @@ def decoder_arrays(spec: DecoderSpec, *, norm_offset: float = 0.0) -> tuple[Arra
 
     qkv = tuple(f"self_attn.{x}_proj" for x in "qkv")
     arrays = [
-        ArraySpec("embed", "linear", (1, spec.vocab_size, hidden), (("model.embed_tokens.weight",),)),
-        ArraySpec("qkv", "linear", (layers, q + 2 * kv, hidden), each(*(f"{x}.weight" for x in qkv))),
+        ArraySpec(
+            "embed", "linear", (1, spec.vocab_size, hidden), (("model.embed_tokens.weight",),)
+        ),
+        ArraySpec(
+            "qkv", "linear", (layers, q + 2 * kv, hidden), each(*(f"{x}.weight" for x in qkv))
+        ),
         ArraySpec("o", "linear", (layers, hidden, q), each("self_attn.o_proj.weight")),
         ArraySpec(
             "gate_up", "gated", (layers, 2 * spec.intermediate, hidden),
             each("mlp.gate_proj.weight", "mlp.up_proj.weight"),
         ),
-        ArraySpec("down", "linear", (layers, hidden, spec.intermediate), each("mlp.down_proj.weight")),
+        ArraySpec(
+            "down", "linear", (layers, hidden, spec.intermediate), each("mlp.down_proj.weight")
+        ),
         norm("attn_norm", "input_layernorm"),
         ArraySpec("final_norm", "plain", (1, hidden), (("model.norm.weight",),), norm_offset),
     ]  # fmt: skip

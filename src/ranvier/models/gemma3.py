@@ -27,7 +27,7 @@ def gemma3(fields: dict[str, Any]) -> DecoderSpec:
         family="gemma3",
         **shape,
         norm_eps=config.number("rms_norm_eps", 1e-6),
-        activation=config.activation(),  # type: ignore[arg-type]
+        activation=config.activation(),
         ropes=_ropes(config, shape["head_size"]),
         ropes_of_layer=tuple(LOCAL if local else GLOBAL for local in is_local),
         windows=tuple(window if local else 0 for local in is_local),

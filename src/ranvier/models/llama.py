@@ -66,7 +66,7 @@ def _build(config: Config, family: str, *, windows: tuple[int, ...], **flags: An
         family=family,
         **shape,
         norm_eps=config.number("rms_norm_eps", 1e-6),
-        activation=config.activation(),  # type: ignore[arg-type]
+        activation=config.activation(),
         ropes=(rope,),
         ropes_of_layer=(0,) * shape["layers"],
         windows=windows,

@@ -1,1 +1,1 @@
-"""native"""
+"""The library of CPU kernels."""

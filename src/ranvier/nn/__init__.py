@@ -1,1 +1,1 @@
-"""nn"""
+"""Pure functions on arrays, and the kernels of each target."""

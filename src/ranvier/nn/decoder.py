@@ -116,7 +116,9 @@ class Decoder:
             positions_T = meta[layout.slices["positions"]]
             cos_sin = rope.tables(positions_T, weights["inv_freq"], weights["rope_scale"])
 
-        def body(carry: tuple[Array, ...], layer: Array) -> tuple[tuple[Array, ...], None]:
+        def body(
+            carry: tuple[Array, Array, Array], layer: Array
+        ) -> tuple[tuple[Array, Array, Array], None]:
             x_TD, k, v = carry
             at = _At(weights, layer[None], meta)
             out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)

@@ -1,1 +1,1 @@
-"""runtime"""
+"""Loads an artifact and runs it; never traces."""

@@ -92,9 +92,10 @@ def _dtype(name: str) -> np.dtype[np.generic]:
 
 
 def _array(path: Path, entry: ArrayEntry) -> jax.Array:
-    """A weight as a view of the mapped file: page-aligned, so the device takes it without a copy."""
+    """A view of the mapped file: page-aligned, so the device takes it without a copy."""
     raw = np.memmap(path, np.uint8, "r", offset=entry.offset, shape=(entry.size,))
-    return jax.device_put(raw.view(_dtype(entry.dtype)).reshape(entry.shape))
+    array: jax.Array = jax.device_put(raw.view(_dtype(entry.dtype)).reshape(entry.shape))
+    return array
 
 
 def _state(manifest: Manifest) -> dict[str, jax.Array]:

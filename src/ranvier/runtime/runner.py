@@ -68,7 +68,8 @@ class DeviceRunner:
 
     def collect(self, handle: object) -> StepResult:
         """Wait for a step and read its output. Raises DeviceError."""
-        out, count = handle  # type: ignore[misc]
+        assert isinstance(handle, tuple)
+        out, count = handle
         try:
             table: NDArray[np.int32] = np.asarray(out)[:count]
         except RuntimeError as error:
@@ -103,9 +104,7 @@ class DeviceRunner:
         return jax.device_put(edits), jax.device_put(allowed)
 
 
-def _fill_edits(
-    entries: NDArray[np.int32], allowed: NDArray[np.int32], edits: LogitEdits
-) -> None:
+def _fill_edits(entries: NDArray[np.int32], allowed: NDArray[np.int32], edits: LogitEdits) -> None:
     count = len(edits.token_ids)
     entries[:count, 0] = edits.token_ids
     entries[:count, 1] = edits.counts | (edits.seen.astype(np.int32) << SEEN_BIT)

@@ -1,1 +1,1 @@
-"""schedule"""
+"""Which tokens run next, in which blocks: pure decisions."""

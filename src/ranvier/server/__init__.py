@@ -1,1 +1,1 @@
-"""server"""
+"""OpenAI-compatible HTTP."""

@@ -1,1 +1,1 @@
-"""sim"""
+"""A simulated device for tests of the engine."""

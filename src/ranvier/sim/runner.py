@@ -1,6 +1,6 @@
 """A device made of dictionaries: it checks every plan and remembers what each block holds.
 
-The token it draws is a function of the sequence's true history as found through the block table, so a
+The token it draws is a function of the sequence's true history as found through the block table: a
 wrong block, a stale block or a missed write gives a wrong token, not only a wrong count.
 """
 

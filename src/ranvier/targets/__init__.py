@@ -1,1 +1,1 @@
-"""targets"""
+"""What each target can do."""

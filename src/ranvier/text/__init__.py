@@ -1,1 +1,1 @@
-"""text"""
+"""Strings and ids: tokenizer, templates, streams."""

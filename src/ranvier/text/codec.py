@@ -1,6 +1,6 @@
 """TextCodec: strings to ids and back, templates, and requests made of them.
 
-Everything that needs text is here; the engine sees ids. Validates prompts against the model's limits.
+Everything that needs text is here; the engine sees ids. Checks prompts against the model's limits.
 """
 
 from __future__ import annotations
@@ -150,4 +150,3 @@ def _content(token: Any) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-

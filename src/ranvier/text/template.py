@@ -50,7 +50,9 @@ class ChatTemplate:
         variables: dict[str, Any],
     ) -> str:
         """The prompt text of a conversation."""
-        reserved = {"messages", "add_generation_prompt", "tokenize", "chat_template"} & set(variables)
+        reserved = {"messages", "add_generation_prompt", "tokenize", "chat_template"} & set(
+            variables
+        )
         if reserved:
             raise RequestError(
                 f"chat_template_kwargs may not set {', '.join(sorted(reserved))}.",

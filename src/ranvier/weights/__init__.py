@@ -1,1 +1,1 @@
-"""weights"""
+"""Checkpoint readers: safetensors, GGUF, demo models."""

@@ -1,6 +1,6 @@
 """Checkpoint: one way to read a model, whatever its files.
 
-Config in Hugging Face form, tensors by Hugging Face names. Opens nothing outside the model's folder.
+Config and tensors by Hugging Face's names. Opens nothing outside the model's folder.
 """
 
 from __future__ import annotations

@@ -111,4 +111,3 @@ def _append_member(wheel: Path, demo: Demo, *sinks: Callable[[bytes], object]) -
             while chunk := data.read(CHUNK):
                 for sink in sinks:
                     sink(chunk)
-

@@ -42,8 +42,7 @@ def _nibbles(b: Bytes) -> Bytes:
 
 def _high_bits(b: Bytes) -> Bytes:
     """The fifth bits of 32 values, from 4 bytes."""
-    bits = np.unpackbits(b, axis=-1, bitorder="little")
-    return bits << 4
+    return np.unpackbits(b, axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(b: Bytes) -> Floats:

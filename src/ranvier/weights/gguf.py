@@ -46,7 +46,7 @@ class GgufFile:
         if path.stat().st_size < 24:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes are no GGUF file.")
         self._data = np.memmap(path, np.uint8, "r")
-        self._view = memoryview(self._data)
+        self._view = memoryview(self._data.data)
         self._at = 0
         if bytes(self._view[:4]) != b"GGUF":
             raise self._error("magic", bytes(self._view[:4]), "b'GGUF'")

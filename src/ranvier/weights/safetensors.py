@@ -72,7 +72,8 @@ class SafetensorsFile:
     def read(self, name: str) -> NDArray[Any]:
         """A view of the mapped file in the stored dtype."""
         tensor = self._tensors[name]
-        return self._data[tensor.start : tensor.end].view(tensor.dtype).reshape(tensor.shape)
+        raw: NDArray[Any] = self._data[tensor.start : tensor.end].view(tensor.dtype)
+        return raw.reshape(tensor.shape)
 
     def _error(self, field: str, value: object, rule: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {field} is {value!r}, must be {rule}.")
@@ -103,10 +104,10 @@ class SafetensorsFile:
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
             raise self._error(f"shape of {name}", shape, "a list of sizes")
         offsets = entry.get("data_offsets")
-        is_pair = isinstance(offsets, list) and len(offsets) == 2
-        if not is_pair or not all(type(n) is int for n in offsets):
+        is_list = isinstance(offsets, list)
+        if not is_list or [type(n) for n in offsets or ()] != [int, int]:
             raise self._error(f"data_offsets of {name}", offsets, "two integers")
-        start, end = offsets
+        start, end = offsets or (0, 0)
         if not 0 <= start <= end <= data_bytes:
             raise self._error(f"data_offsets of {name}", offsets, f"within 0..{data_bytes}")
         size = math.prod(shape) * np.dtype(dtype).itemsize

@@ -57,5 +57,6 @@ def _tile(whole: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
         pairs = padded.view(np.uint32).reshape(padded.shape[0] // 16, 16, -1)
         tiles = np.ascontiguousarray(pairs.transpose(0, 2, 1))
-        return tiles.view(ml_dtypes.bfloat16).reshape(*tiles.shape, 2)
+        halves: NDArray[Any] = tiles.view(ml_dtypes.bfloat16)
+        return halves.reshape(*tiles.shape, 2)
     return np.ascontiguousarray(padded.reshape(padded.shape[0] // 16, 16, -1).transpose(0, 2, 1))

@@ -50,7 +50,8 @@ def linear(
 
 
 def _row(stacked: Array, layer: Array) -> Array:
-    return lax.dynamic_index_in_dim(stacked, layer[0], 0, keepdims=False)
+    row: Array = lax.dynamic_index_in_dim(stacked, layer[0], 0, keepdims=False)
+    return row
 
 
 def _activate(x: Array, kind: str) -> Array:

@@ -103,7 +103,8 @@ def _threshold(keys_RV: Array, mass_RV: Array, need_R: Array) -> Array:
         is_enough = mass >= need_R
         return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle - 1)
 
-    return lax.fori_loop(0, 33, halve, (low, high))[0]
+    found: Array = lax.fori_loop(0, 33, halve, (low, high))[0]
+    return found
 
 
 def _draw(logits_RV: Array, get: dict[str, Array]) -> Array:
