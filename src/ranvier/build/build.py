@@ -43,7 +43,7 @@ def artifact_key(
         model=hashlib.sha256(model.encode()).hexdigest()[:32],
         weights=checkpoint.revision[:32],
         target="cpu",
-        target_fingerprint=f"{platform.machine()} {_cpu()} jaxlib {jaxlib_version.__version__} {flags}",
+        target_fingerprint=f"{_cpu()} jaxlib {jaxlib_version.__version__} {flags}",
         sources=_source_hash(),
         dtype=sizes.dtype,
         max_model_len=sizes.max_model_len,
@@ -129,4 +129,5 @@ def _cpu() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else [platform.processor()]
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    return hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:12]
+    return f"{platform.machine()} {digest}"
