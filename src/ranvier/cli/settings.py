@@ -22,7 +22,7 @@ LATER = (
     "additional_config", "pipeline_parallel_size", "data_parallel_size",
 )  # fmt: skip
 DTYPES = {
-    "auto": "bfloat16", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "auto": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float32": "float32", "float": "float32",
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ class Options:
     model: str
     """A Hugging Face folder, a .gguf file, or the name of a demo model."""
     dtype: str = "auto"
-    """auto (bfloat16), bfloat16 or float32: of weights, KV cache and matrix products."""
+    """auto (float32: plain XLA is slow in bfloat16 on a CPU), bfloat16 or float32."""
     max_model_len: int | None = None
     """Tokens of a prompt and its output together; default the model's, at most 4096."""
     max_num_seqs: int = 32
