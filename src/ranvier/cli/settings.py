@@ -36,11 +36,11 @@ class Options:
     dtype: str = "auto"
     """auto (float32: plain XLA is slow in bfloat16 on a CPU), bfloat16 or float32."""
     max_model_len: int | None = None
-    """Tokens of a prompt and its output together; default the model's, at most 4096."""
-    max_num_seqs: int = 32
+    """Tokens of a prompt and its output together; default the model's, at most 1024 for now."""
+    max_num_seqs: int = 8
     """Sequences that run at once."""
     max_num_batched_tokens: int | None = None
-    """Tokens of one step; longer prompts are prefilled in chunks. Default 512."""
+    """Tokens of one step; longer prompts are prefilled in chunks. Default 64 on plain kernels."""
     block_size: int = 32
     """Tokens of one KV block, a multiple of 16."""
     num_gpu_blocks_override: int | None = None

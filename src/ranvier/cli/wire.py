@@ -19,8 +19,8 @@ from ranvier.text.codec import TextCodec
 
 __all__ = ["LLM", "ensure_artifact", "locate", "open_codec", "open_engine"]
 
-LENGTH_DEFAULT = 4096
-BATCHED_DEFAULT = 512
+LENGTH_DEFAULT = 1024
+BATCHED_DEFAULT = 64
 FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
 """YNN's fusions have given wrong results on CPU in jax 0.10 and 0.11: off, in tests and here."""
 
