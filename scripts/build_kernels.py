@@ -20,7 +20,8 @@ except ImportError:  # run as a script
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "src/ranvier/native/libranvier_kernels.so"
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-fno-math-errno"]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS += ["-fno-math-errno", "-ffp-contract=fast"]
 ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],

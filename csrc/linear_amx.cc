@@ -1,0 +1,117 @@
+// The bf16 linear kernel on AMX tiles: the same instruction for one row and for thousands.
+//
+// Rows are padded to tiles of 16; a tile row that holds no row costs time only where time is not the
+// bandwidth's, and is never stored.
+#include <immintrin.h>
+
+#include "linear_steps.h"
+#include "pool.h"
+
+namespace ranvier {
+namespace {
+
+constexpr int64_t kTile = 16;
+constexpr int64_t kStep = 32;  // inputs of one tile product
+constexpr int64_t kAhead = 4096;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+  TileConfig() {
+    for (int i = 0; i < 8; ++i) {
+      bytes[i] = 64;
+      rows[i] = 16;
+    }
+  }
+};
+
+// Tiles are on while an index runs, and off after: idle threads carry no tile state.
+struct Tiles {
+  Tiles() {
+    static const TileConfig config;
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+};
+
+inline void fetch(const uint16_t* w) {
+  const char* p = reinterpret_cast<const char*>(w) + kAhead;
+  for (int line = 0; line < 16; ++line) _mm_prefetch(p + 64 * line, _MM_HINT_T0);
+}
+
+// 32 sums of 16 rows.
+void multiply_16(const uint16_t* x, int64_t stride, int64_t depth, const uint16_t* w, float* sums) {
+  const uint16_t* high = w + kTile * depth;
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int64_t i = 0; i < depth; i += kStep) {
+    fetch(w + kTile * i);
+    fetch(high + kTile * i);
+    _tile_loadd(4, x + i, 2 * stride);
+    _tile_loadd(6, w + kTile * i, 64);
+    _tile_loadd(7, high + kTile * i, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, sums, 4 * kGroup);
+  _tile_stored(1, sums + kTile, 4 * kGroup);
+}
+
+// 32 sums of 32 rows.
+void multiply_32(const uint16_t* x, int64_t stride, int64_t depth, const uint16_t* w, float* sums) {
+  const uint16_t* high = w + kTile * depth;
+  const uint16_t* below = x + kTile * stride;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t i = 0; i < depth; i += kStep) {
+    _tile_loadd(4, x + i, 2 * stride);
+    _tile_loadd(6, w + kTile * i, 64);
+    _tile_loadd(7, high + kTile * i, 64);
+    _tile_loadd(5, below + i, 2 * stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums, 4 * kGroup);
+  _tile_stored(1, sums + kTile, 4 * kGroup);
+  _tile_stored(2, sums + kTile * kGroup, 4 * kGroup);
+  _tile_stored(3, sums + kTile * kGroup + kTile, 4 * kGroup);
+}
+
+void run_group(const Linear& a, const uint16_t* x, int64_t stride, int64_t group) {
+  const Tiles tiles;
+  const uint16_t* w = static_cast<const uint16_t*>(a.weight) + group * kGroup * a.depth;
+  alignas(64) float sums[2 * kTile * kGroup];
+  for (int64_t row = 0; row < a.rows; row += 2 * kTile) {
+    const int64_t left = a.rows - row;
+    if (left <= kTile) {
+      multiply_16(x + row * stride, stride, a.depth, w, sums);
+    } else {
+      multiply_32(x + row * stride, stride, a.depth, w, sums);
+    }
+    const int64_t count = left < 2 * kTile ? left : 2 * kTile;
+    for (int64_t r = 0; r < count; ++r) finish(a, row + r, group, sums + kGroup * r);
+  }
+}
+
+}  // namespace
+
+void linear_amx(const Linear& a) {
+  if (!a.is_weight_bf16) return linear_avx512(a);
+  const int64_t padded = (a.rows + 2 * kTile - 1) / (2 * kTile) * (2 * kTile);
+  const int64_t stride = a.depth + 32;  // off the powers of two, so that rows don't share cache sets
+  auto* const x = static_cast<uint16_t*>(scratch(2 * padded * stride));
+  auto prepare = [&](int64_t row) { prepare_row(a, row, x + row * stride); };
+  if (a.rows >= 16) {
+    parallel_for(a.rows, prepare);
+  } else {
+    for (int64_t row = 0; row < a.rows; ++row) prepare(row);
+  }
+  parallel_for(group_count(a), [&](int64_t group) { run_group(a, x, stride, group); });
+}
+
+}  // namespace ranvier

@@ -1,0 +1,2 @@
+#define RANVIER_LINEAR linear_generic
+#include "linear_body.h"

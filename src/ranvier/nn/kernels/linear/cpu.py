@@ -1,0 +1,53 @@
+"""Linear on the CPU kernels: weights packed as linear/pack.py says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = ["linear"]
+
+GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
+
+
+def linear(
+    x_TI: Array,
+    weight: Array,
+    layer: Array,
+    count: Array,
+    *,
+    norm: tuple[Array, float] | None = None,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    gated: str | None = None,
+    out_dtype: Any = jnp.float32,
+) -> Array:
+    """As the reference; the first count[0] rows of the result are defined.
+
+    Shapes: weight packed; outputs are the packed ones, padded to 32 (gated: 16), where the caller's
+    operands don't say otherwise.
+    Cost: reads weight[layer] once per 32 rows (AMX) or 6; nothing is copied.
+    """
+    outputs = weight.shape[1] * 16
+    for known in (bias, residual):
+        outputs = outputs if known is None else known.shape[-1]
+    none = jnp.zeros((0, 0), jnp.float32)
+    width = outputs // 2 if gated else outputs
+    dtype = jnp.float32 if residual is not None else out_dtype
+    call = jax.ffi.ffi_call("ranvier_linear", jax.ShapeDtypeStruct((x_TI.shape[0], width), dtype))
+    return call(
+        x_TI,
+        weight,
+        layer,
+        count,
+        none if norm is None else norm[0],
+        none if bias is None else bias,
+        none if residual is None else residual,
+        outputs=np.int64(outputs),
+        eps=np.float32(0.0 if norm is None else norm[1]),
+        gate=np.int64(GATES[gated]),
+    )
