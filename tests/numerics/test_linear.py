@@ -1,4 +1,4 @@
-"""The linear kernel equals the mathematics on every ISA, and a row never depends on its neighbours."""
+"""The linear kernel equals the mathematics on every ISA; a row never depends on its neighbours."""
 
 from __future__ import annotations
 

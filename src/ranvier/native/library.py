@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -36,8 +37,9 @@ def register() -> bool:
     if library is None:
         return False
     for name in HANDLERS:
-        capsule = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(name, capsule, platform="cpu", api_version=1)
+        ffi: Any = jax.ffi
+        capsule = ffi.pycapsule(getattr(library, name))
+        ffi.register_ffi_target(name, capsule, platform="cpu", api_version=1)
     return True
 
 
