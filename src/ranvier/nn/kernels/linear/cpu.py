@@ -38,8 +38,9 @@ def linear(
     none = jnp.zeros((0, 0), jnp.float32)
     width = outputs // 2 if gated else outputs
     dtype = jnp.float32 if residual is not None else out_dtype
-    call = jax.ffi.ffi_call("ranvier_linear", jax.ShapeDtypeStruct((x_TI.shape[0], width), dtype))
-    return call(
+    struct: Any = jax.ShapeDtypeStruct
+    call: Any = jax.ffi.ffi_call("ranvier_linear", struct((x_TI.shape[0], width), dtype))
+    out: Array = call(
         x_TI,
         weight,
         layer,
@@ -51,3 +52,4 @@ def linear(
         eps=np.float32(0.0 if norm is None else norm[1]),
         gate=np.int64(GATES[gated]),
     )
+    return out
