@@ -6,6 +6,7 @@
 
 #include "linear_steps.h"
 #include "pool.h"
+#include "tiles.h"
 
 namespace ranvier {
 namespace {
@@ -13,27 +14,6 @@ namespace {
 constexpr int64_t kTile = 16;
 constexpr int64_t kStep = 32;  // inputs of one tile product
 constexpr int64_t kAhead = 4096;
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-  TileConfig() {
-    for (int i = 0; i < 8; ++i) {
-      bytes[i] = 64;
-      rows[i] = 16;
-    }
-  }
-};
-
-// Tiles are on while an index runs, and off after: idle threads carry no tile state.
-struct Tiles {
-  Tiles() {
-    static const TileConfig config;
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-};
 
 inline void fetch(const uint16_t* w) {
   const char* p = reinterpret_cast<const char*>(w) + kAhead;

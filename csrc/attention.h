@@ -1,0 +1,57 @@
+// Ragged paged attention: norm and rope of q and k, the write of k and v, and attention, in one call.
+//
+// Cache of one layer, per block: K heads of
+//   k  bf16 [Bt/16, E/2, 16, 2]  f32 [Bt/16, E, 16]   tokens are lanes, so scores need no sums across
+//   v  bf16 [Bt/2, E, 2]         f32 [Bt, E]
+// A row is one query head of one token. Rows attend in blocks of 16 over absolute chunks of kChunk keys;
+// each chunk has its own maximum, sum and values, and chunks are merged in ascending order. So a row's
+// result depends on nothing but its own keys: not on the cut of the prompt, the batch or the threads.
+#ifndef RANVIER_ATTENTION_H_
+#define RANVIER_ATTENTION_H_
+
+#include <cstdint>
+
+namespace ranvier {
+
+constexpr int64_t kRowBlock = 16;
+constexpr int64_t kChunk = 512;
+constexpr int64_t kKeys = 32;  // keys of one inner step; blocks hold a multiple of it
+
+struct Attention {
+  int64_t heads, kv_heads, size, block_tokens, blocks_max, tokens, sequences;
+  int64_t rope;    // index of the layer's rope
+  int64_t window;  // 0: all
+  int64_t tokens_padded;
+  float scale, eps;
+  const float* qkv;      // [T, (H + 2K) * E]
+  const float* cos_sin;  // [2, T, E/2] of the layer's rope
+  const float* q_norm;   // [E] or null
+  const float* k_norm;
+  void* k;  // of the layer
+  void* v;
+  void* out;  // [T, H * E], dtype of the cache
+  const int32_t* positions;
+  const int32_t* token_seq;
+  const int32_t* query_starts;
+  const int32_t* tables;  // [S, blocks_max]
+};
+
+// What one 16-row block has gathered: maximum, sum, values.
+struct Partial {
+  float* top;     // [16]
+  float* sum;     // [16]
+  float* values;  // [16, E]
+};
+
+void attention_generic_f32(const Attention&);
+void attention_avx2_f32(const Attention&);
+void attention_avx512_f32(const Attention&);
+void attention_generic_bf16(const Attention&);
+void attention_avx2_bf16(const Attention&);
+void attention_avx512_bf16(const Attention&);
+void attention_native_bf16(const Attention&);
+void attention_amx_bf16(const Attention&);
+
+}  // namespace ranvier
+
+#endif  // RANVIER_ATTENTION_H_

@@ -1,0 +1,93 @@
+// Attention's two products on vector registers; each ISA's file includes it once under its own name.
+#include "attention_steps.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace ranvier {
+namespace {
+
+struct Runs;
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
+inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs& runs,
+                      float* out);
+
+}  // namespace
+}  // namespace ranvier
+
+#include "attention_walk.h"
+
+namespace ranvier {
+namespace {
+
+constexpr int64_t kStep = kIsBf16 ? 2 : 1;  // inputs of one multiply-add
+
+inline void add(V16& sum, const T* w, const T* x) {
+  if constexpr (!kIsBf16) {
+    sum += load16(reinterpret_cast<const float*>(w)) * *reinterpret_cast<const float*>(x);
+    return;
+  }
+  uint32_t pair;
+  std::memcpy(&pair, x, 4);
+#if defined(__AVX512BF16__)
+  const __m512i weights = _mm512_loadu_si512(w), inputs = _mm512_set1_epi32(pair);
+  sum = (V16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs);
+#else
+  U16 bits;
+  std::memcpy(&bits, w, sizeof bits);
+  sum += reinterpret_cast<V16>(bits << 16) * from_bf16(static_cast<uint16_t>(pair));
+  sum += reinterpret_cast<V16>(bits & 0xffff0000u) * from_bf16(static_cast<uint16_t>(pair >> 16));
+#endif
+}
+
+template <int R>
+void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
+  V16 acc[R][2] = {};
+  const T* high = k + 16 * a.size;
+  for (int64_t e = 0; e < a.size; e += kStep) {
+    for (int r = 0; r < R; ++r) {
+      add(acc[r][0], k + 16 * e, q + r * a.size + e);
+      add(acc[r][1], high + 16 * e, q + r * a.size + e);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store16(out + r * kChunk, acc[r][0]);
+    store16(out + r * kChunk + 16, acc[r][1]);
+  }
+}
+
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) scores_rows<4>(a, q + r * a.size, k, out + r * kChunk);
+  for (; r < rows; ++r) scores_rows<1>(a, q + r * a.size, k, out + r * kChunk);
+}
+
+template <int R>
+void values_rows(const Attention& a, const T* weights, const Runs& runs, int64_t e, float* out) {
+  V16 acc[R] = {};
+  for (int64_t i = 0; i < runs.count; ++i) {
+    for (int64_t key = 0; key < kKeys; key += kStep) {
+      const T* const v = runs.v[i] + key * a.size + e * kStep;
+      for (int r = 0; r < R; ++r) add(acc[r], v, weights + r * kChunk + i * kKeys + key);
+    }
+  }
+  for (int r = 0; r < R; ++r) store16(out + r * a.size + e, acc[r]);
+}
+
+inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs& runs,
+                      float* out) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    for (int64_t e = 0; e < a.size; e += 16)
+      values_rows<4>(a, weights + r * kChunk, runs, e, out + r * a.size);
+  for (; r < rows; ++r)
+    for (int64_t e = 0; e < a.size; e += 16)
+      values_rows<1>(a, weights + r * kChunk, runs, e, out + r * a.size);
+}
+
+}  // namespace
+
+void RANVIER_ATTENTION(const Attention& a) { attend(a); }
+
+}  // namespace ranvier

@@ -1,0 +1,64 @@
+// Attention's two products on AMX tiles: 16 rows at once, the same instruction for one row and many.
+#include <immintrin.h>
+
+#define RANVIER_T uint16_t
+#include "attention_steps.h"
+#include "tiles.h"
+
+namespace ranvier {
+namespace {
+
+struct Runs;
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
+inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs& runs,
+                      float* out);
+
+}  // namespace
+}  // namespace ranvier
+
+#include "attention_walk.h"
+
+namespace ranvier {
+namespace {
+
+inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, float* out) {
+  const Tiles tiles;
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int64_t e = 0; e < a.size; e += 32) {
+    _tile_loadd(4, q + e, 2 * a.size);
+    _tile_loadd(6, k + 16 * e, 64);
+    _tile_loadd(7, k + 16 * a.size + 16 * e, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, out, 4 * kChunk);
+  _tile_stored(1, out + 16, 4 * kChunk);
+}
+
+// Two columns of 16 values at a time.
+inline void values_of(const Attention& a, const T* weights, int64_t, const Runs& runs, float* out) {
+  const Tiles tiles;
+  for (int64_t e = 0; e < a.size; e += 32) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t i = 0; i < runs.count; ++i) {
+      _tile_loadd(4, weights + i * kKeys, 2 * kChunk);
+      _tile_loadd(6, runs.v[i] + 2 * e, 4 * a.size);
+      _tile_loadd(7, runs.v[i] + 2 * e + 32, 4 * a.size);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, out + e, 4 * a.size);
+    _tile_stored(1, out + e + 16, 4 * a.size);
+  }
+}
+
+}  // namespace
+
+void attention_amx_bf16(const Attention& a) {
+  if (a.size % 32 != 0) return attention_native_bf16(a);
+  attend(a);
+}
+
+}  // namespace ranvier

@@ -1,0 +1,143 @@
+// The walk over items and chunks, once the products `scores_of` and `values_of` are defined.
+//
+//   scores_of(a, q, tile, out)        out [16][kChunk]: 16 rows times 32 keys
+//   values_of(a, weights, tiles, n, out)   out [16][E]: weights [16][kChunk] times n runs of 32 keys
+#ifndef RANVIER_ATTENTION_WALK_H_
+#define RANVIER_ATTENTION_WALK_H_
+
+#include <vector>
+
+#include "attention_steps.h"
+
+namespace ranvier {
+namespace {
+
+// Where each run of 32 keys of a chunk lies.
+struct Runs {
+  const T* k[kChunk / kKeys];
+  const T* v[kChunk / kKeys];
+  int64_t count;
+};
+
+inline Runs runs_of(const Attention& a, const Item& item, int64_t start, int64_t end) {
+  Runs runs;
+  runs.count = (end - start + kKeys - 1) / kKeys;
+  for (int64_t i = 0; i < runs.count; ++i) {
+    const int64_t position = start + i * kKeys;
+    const int64_t at = head_at(a, block_of(a, item.seq, position), item.kv_head) +
+                       position % a.block_tokens * a.size;
+    runs.k[i] = static_cast<const T*>(a.k) + at;
+    runs.v[i] = static_cast<const T*>(a.v) + at;
+  }
+  return runs;
+}
+
+inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64_t chunk,
+                         Partial out) {
+  const int64_t start = chunk * kChunk, limit = item.last_position + 1;
+  const int64_t end = limit < start + kChunk ? limit : start + kChunk;
+  const Runs runs = runs_of(a, item, start, end);
+  const Bounds bounds = bounds_of(a, item);
+  static thread_local Arena score_arena, weight_arena;
+  auto* const scores = static_cast<float*>(score_arena.get(4 * kRowBlock * kChunk));
+  auto* const weights = static_cast<T*>(weight_arena.get(sizeof(T) * kRowBlock * kChunk));
+  for (int64_t i = 0; i < runs.count; ++i) scores_of(a, q, item.rows, runs.k[i], scores + i * kKeys);
+  for (int64_t r = 0; r < item.rows; ++r)
+    soften(a, bounds, r, start, runs.count * kKeys, scores + r * kChunk, weights + r * kChunk, out);
+  values_of(a, weights, item.rows, runs, out.values);
+}
+
+inline std::vector<Item> items_of(const Attention& a) {
+  const int64_t group = a.heads / a.kv_heads;
+  std::vector<Item> items;
+  for (int64_t seq = 0; seq < a.sequences; ++seq) {
+    const int64_t first = a.query_starts[seq], count = a.query_starts[seq + 1] - first;
+    for (int64_t row = 0; row < count * group; row += kRowBlock) {
+      const int64_t left = count * group - row, rows = left < kRowBlock ? left : kRowBlock;
+      const int64_t from = a.positions[first + row / group];
+      const int64_t to = a.positions[first + (row + rows - 1) / group];
+      for (int64_t head = 0; head < a.kv_heads; ++head)
+        items.push_back({seq, head, row, rows, first, from, to});
+    }
+  }
+  return items;
+}
+
+inline const T* queries_of(const Attention& a, const Item& item, const T* q) {
+  const int64_t group = a.heads / a.kv_heads;
+  const int64_t row = (item.kv_head * a.tokens + item.first_token) * group + item.first_row;
+  return q + row * a.size;
+}
+
+// A copy of the item's rows, 16 of them: products may read whole tiles.
+inline const T* padded_queries(const Attention& a, const Item& item, const T* q) {
+  static thread_local Arena arena;
+  auto* const copy = static_cast<T*>(arena.get(sizeof(T) * kRowBlock * a.size));
+  std::memcpy(copy, queries_of(a, item, q), sizeof(T) * item.rows * a.size);
+  std::memset(copy + item.rows * a.size, 0, sizeof(T) * (kRowBlock - item.rows) * a.size);
+  return copy;
+}
+
+// All chunks of an item, merged as they come.
+inline void attend_item(const Attention& a, const Item& item, const T* q) {
+  static thread_local Arena arena;
+  const int64_t floats = partial_floats(a);
+  auto* const room = static_cast<float*>(arena.get(8 * floats));
+  const Partial whole = partial_at(a, room), part = partial_at(a, room + floats);
+  const T* const rows = padded_queries(a, item, q);
+  const int64_t first = first_chunk(a, item);
+  attend_chunk(a, item, rows, first, whole);
+  for (int64_t chunk = first + 1; chunk * kChunk <= item.last_position; ++chunk) {
+    attend_chunk(a, item, rows, chunk, part);
+    merge(a, item.rows, whole, part);
+  }
+  write_out(a, item, whole);
+}
+
+// Few items and long contexts: chunks are spread over the threads and merged afterwards.
+inline void attend_split(const Attention& a, const std::vector<Item>& items, const T* q) {
+  struct Job {
+    int64_t item, chunk;
+  };
+  std::vector<Job> jobs;
+  std::vector<int64_t> starts;
+  for (size_t i = 0; i < items.size(); ++i) {
+    starts.push_back(static_cast<int64_t>(jobs.size()));
+    for (int64_t c = first_chunk(a, items[i]); c * kChunk <= items[i].last_position; ++c)
+      jobs.push_back({static_cast<int64_t>(i), c});
+  }
+  starts.push_back(static_cast<int64_t>(jobs.size()));
+  static thread_local Arena arena;
+  const int64_t floats = partial_floats(a);
+  auto* const room = static_cast<float*>(arena.get(4 * floats * static_cast<int64_t>(jobs.size())));
+  parallel_for(static_cast<int64_t>(jobs.size()), [&](int64_t j) {
+    const Item& item = items[jobs[j].item];
+    attend_chunk(a, item, padded_queries(a, item, q), jobs[j].chunk, partial_at(a, room + j * floats));
+  });
+  for (size_t i = 0; i < items.size(); ++i) {
+    const Partial whole = partial_at(a, room + starts[i] * floats);
+    for (int64_t j = starts[i] + 1; j < starts[i + 1]; ++j)
+      merge(a, items[i].rows, whole, partial_at(a, room + j * floats));
+    write_out(a, items[i], whole);
+  }
+}
+
+inline void attend(const Attention& a) {
+  static thread_local Arena arena;
+  auto* const q = static_cast<T*>(arena.get(sizeof(T) * a.tokens * a.heads * a.size));
+  auto prepare = [&](int64_t token) { prepare_token(a, token, q); };
+  if (a.tokens >= 8) {
+    parallel_for(a.tokens, prepare);
+  } else {
+    for (int64_t token = 0; token < a.tokens; ++token) prepare(token);
+  }
+  const std::vector<Item> items = items_of(a);
+  const int64_t count = static_cast<int64_t>(items.size());
+  if (count < 4 * thread_count() && items[0].last_position >= kChunk) return attend_split(a, items, q);
+  parallel_for(count, [&](int64_t i) { attend_item(a, items[count - 1 - i], q); });
+}
+
+}  // namespace
+}  // namespace ranvier
+
+#endif  // RANVIER_ATTENTION_WALK_H_
