@@ -9,16 +9,18 @@ namespace {
 
 using Kernel = void (*)(const Attention&);
 
-Kernel kernel(bool is_bf16) {
+Kernel kernel() {
 #if defined(__x86_64__)
-  const Isa best = isa();
-  if (best == Isa::kAvx2) return is_bf16 ? attention_avx2_bf16 : attention_avx2_f32;
-  if (best >= Isa::kAvx512 && !is_bf16) return attention_avx512_f32;
-  if (best == Isa::kAvx512) return attention_avx512_bf16;
-  if (best == Isa::kBf16) return attention_native_bf16;
-  if (best == Isa::kAmx) return attention_amx_bf16;
+  switch (isa()) {
+    case Isa::kAmx: return amx::attention;
+    case Isa::kBf16: return bf16::attention;
+    case Isa::kAvx512: return avx512::attention;
+    case Isa::kAvx2: return avx2::attention;
+    default: return generic::attention;
+  }
+#else
+  return generic::attention;
 #endif
-  return is_bf16 ? attention_generic_bf16 : attention_generic_f32;
 }
 
 // Every position, block and sequence that the kernel will follow is in range.
@@ -45,11 +47,11 @@ ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, 
                Ints ropes, Floats q_norm, Floats k_norm, Out out, Out k_out, Out v_out,
                ffi::Span<const int64_t> numbers, float scale, float eps) {
   if (numbers.size() != 7) return ffi::Error::InvalidArgument("attention: seven numbers");
-  const bool is_bf16 = k.element_type() == ffi::DataType::BF16;
   const int64_t index = layer.typed_data()[0], layers = k.dimensions()[0];
   if (index < 0 || index >= layers) return ffi::Error::InvalidArgument("attention: layer");
   const int32_t* const m = meta.typed_data();
   Attention a{};
+  a.is_bf16 = k.element_type() == ffi::DataType::BF16;
   a.heads = numbers[0];
   a.blocks_max = numbers[1];
   a.block_tokens = numbers[2];
@@ -80,7 +82,7 @@ ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, 
     return ffi::Error::InvalidArgument("attention: sizes");
   if (a.tokens <= 0) return ffi::Error::Success();
   if (!is_valid(a, k.dimensions()[1])) return ffi::Error::InvalidArgument("attention: metadata");
-  kernel(is_bf16)(a);
+  kernel()(a);
   return ffi::Error::Success();
 }
 

@@ -22,6 +22,7 @@ struct Attention {
   int64_t rope;    // index of the layer's rope
   int64_t window;  // 0: all
   int64_t tokens_padded;
+  bool is_bf16;  // cache and out
   float scale, eps;
   const float* qkv;      // [T, (H + 2K) * E]
   const float* cos_sin;  // [2, T, E/2] of the layer's rope
@@ -43,14 +44,12 @@ struct Partial {
   float* values;  // [16, E]
 };
 
-void attention_generic_f32(const Attention&);
-void attention_avx2_f32(const Attention&);
-void attention_avx512_f32(const Attention&);
-void attention_generic_bf16(const Attention&);
-void attention_avx2_bf16(const Attention&);
-void attention_avx512_bf16(const Attention&);
-void attention_native_bf16(const Attention&);
-void attention_amx_bf16(const Attention&);
+// attention_vector.cc is compiled once for each of these, attention_amx.cc for the last.
+namespace generic { void attention(const Attention&); }
+namespace avx2 { void attention(const Attention&); }
+namespace avx512 { void attention(const Attention&); }
+namespace bf16 { void attention(const Attention&); }
+namespace amx { void attention(const Attention&); }
 
 }  // namespace ranvier
 

@@ -1,6 +1,5 @@
 // The parts of attention that all ISAs share: prepare and write a token, walk blocks, softmax, merge.
-//
-// An ISA's file defines RANVIER_T (float or uint16_t: the cache's element) and the two products.
+// T is the cache's element: float, or uint16_t for bf16.
 #ifndef RANVIER_ATTENTION_STEPS_H_
 #define RANVIER_ATTENTION_STEPS_H_
 
@@ -13,11 +12,12 @@
 namespace ranvier {
 namespace {
 
-using T = RANVIER_T;
+template <typename T>
 constexpr bool kIsBf16 = sizeof(T) == 2;
 
+template <typename T>
 inline T cast(float x) {
-  if constexpr (kIsBf16) {
+  if constexpr (kIsBf16<T>) {
     return to_bf16(x);
   } else {
     return x;
@@ -71,28 +71,43 @@ inline void norm_and_rope(const Attention& a, const float* in, const float* norm
   }
 }
 
+template <typename T>
 inline void write_k(const Attention& a, const float* x, int64_t offset, T* k) {
   T* const tile = k + offset / 16 * 16 * a.size;
   const int64_t lane = offset % 16;
   for (int64_t e = 0; e < a.size; ++e) {
-    const int64_t at = kIsBf16 ? (e / 2 * 16 + lane) * 2 + e % 2 : e * 16 + lane;
-    tile[at] = cast(x[e]);
+    const int64_t at = kIsBf16<T> ? (e / 2 * 16 + lane) * 2 + e % 2 : e * 16 + lane;
+    tile[at] = cast<T>(x[e]);
   }
 }
 
-// The first token of a run of keys clears it: a masked key has weight 0, and 0 times what an earlier
-// sequence left there must not be NaN.
+template <typename T>
+inline int64_t v_at(const Attention& a, int64_t offset, int64_t e) {
+  return kIsBf16<T> ? (offset / 2 * a.size + e) * 2 + offset % 2 : offset * a.size + e;
+}
+
+template <typename T>
 inline void write_v(const Attention& a, const float* x, int64_t offset, T* v) {
-  if (offset % kKeys == 0)
-    std::memset(v + offset * a.size, 0, sizeof(T) * static_cast<size_t>(kKeys * a.size));
-  for (int64_t e = 0; e < a.size; ++e) {
-    const int64_t at =
-        kIsBf16 ? (offset / 2 * a.size + e) * 2 + offset % 2 : offset * a.size + e;
-    v[at] = cast(x[e]);
-  }
+  for (int64_t e = 0; e < a.size; ++e) v[v_at<T>(a, offset, e)] = cast<T>(x[e]);
+}
+
+// The rest of a run of keys becomes 0: a masked key has weight 0, and 0 times what an earlier sequence
+// left there must not be NaN.
+template <typename T>
+inline void clear_rest(const Attention& a, int64_t offset, T* v) {
+  for (int64_t next = offset + 1; next % kKeys != 0; ++next)
+    for (int64_t e = 0; e < a.size; ++e) v[v_at<T>(a, next, e)] = T{};
+}
+
+// A token behind which nothing of its run of keys has been cleared yet.
+inline bool is_end(const Attention& a, int64_t token, int64_t offset) {
+  const int64_t seq = a.token_seq[token];
+  const int64_t count = a.query_starts[seq + 1] - a.query_starts[seq];
+  return token + 1 == a.query_starts[seq + 1] && (count > 1 || offset % kKeys == 0);
 }
 
 // Prepare one token: its queries into q [K][T][G][E], its k and v into the cache.
+template <typename T>
 inline void prepare_token(const Attention& a, int64_t token, T* q) {
   const int64_t group = a.heads / a.kv_heads, width = (a.heads + 2 * a.kv_heads) * a.size;
   const float* const in = a.qkv + token * width;
@@ -102,13 +117,15 @@ inline void prepare_token(const Attention& a, int64_t token, T* q) {
   for (int64_t h = 0; h < a.heads; ++h) {
     norm_and_rope(a, in + h * a.size, a.q_norm, token, x);
     T* const to = q + ((h / group * a.tokens + token) * group + h % group) * a.size;
-    for (int64_t e = 0; e < a.size; ++e) to[e] = cast(x[e]);
+    for (int64_t e = 0; e < a.size; ++e) to[e] = cast<T>(x[e]);
   }
   for (int64_t h = 0; h < a.kv_heads; ++h) {
     norm_and_rope(a, in + (a.heads + h) * a.size, a.k_norm, token, x);
-    write_k(a, x, offset, static_cast<T*>(a.k) + head_at(a, block, h));
+    write_k<T>(a, x, offset, static_cast<T*>(a.k) + head_at(a, block, h));
     const float* const values = in + (a.heads + a.kv_heads + h) * a.size;
-    write_v(a, values, offset, static_cast<T*>(a.v) + head_at(a, block, h));
+    T* const v = static_cast<T*>(a.v) + head_at(a, block, h);
+    write_v<T>(a, values, offset, v);
+    if (is_end(a, token, offset)) clear_rest<T>(a, offset, v);
   }
 }
 
@@ -142,6 +159,7 @@ inline int64_t first_chunk(const Attention& a, const Item& item) {
 }
 
 // Scores [16][kChunk] to weights in place of them: exp(scale * (score - max)), 0 outside the bounds.
+template <typename T>
 inline void soften(const Attention& a, const Bounds& b, int64_t row, int64_t start, int64_t keys,
                    float* scores, T* weights, Partial out) {
   V16 best = splat(-INFINITY);
@@ -164,7 +182,7 @@ inline void soften(const Attention& a, const Bounds& b, int64_t row, int64_t sta
   for (int64_t i = 0; i < keys; i += 16) {
     const V16 p = exp16(load16(scores + i) * a.scale - shift);
     sum += p;
-    if constexpr (kIsBf16) {
+    if constexpr (kIsBf16<T>) {
       store_bf16(reinterpret_cast<uint16_t*>(weights) + i, p, 16);
     } else {
       store16(reinterpret_cast<float*>(weights) + i, p);
@@ -192,6 +210,7 @@ inline void merge(const Attention& a, int64_t rows, Partial into, Partial later)
   }
 }
 
+template <typename T>
 inline void write_out(const Attention& a, const Item& item, Partial found) {
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t r = 0; r < item.rows; ++r) {
@@ -199,7 +218,7 @@ inline void write_out(const Attention& a, const Item& item, Partial found) {
     const int64_t head = item.kv_head * group + row % group;
     T* const to = static_cast<T*>(a.out) + (token * a.heads + head) * a.size;
     const float inverse = 1.0f / found.sum[r];
-    for (int64_t e = 0; e < a.size; ++e) to[e] = cast(found.values[r * a.size + e] * inverse);
+    for (int64_t e = 0; e < a.size; ++e) to[e] = cast<T>(found.values[r * a.size + e] * inverse);
   }
 }
 

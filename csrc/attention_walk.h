@@ -13,14 +13,16 @@ namespace ranvier {
 namespace {
 
 // Where each run of 32 keys of a chunk lies.
+template <typename T>
 struct Runs {
   const T* k[kChunk / kKeys];
   const T* v[kChunk / kKeys];
   int64_t count;
 };
 
-inline Runs runs_of(const Attention& a, const Item& item, int64_t start, int64_t end) {
-  Runs runs;
+template <typename T>
+inline Runs<T> runs_of(const Attention& a, const Item& item, int64_t start, int64_t end) {
+  Runs<T> runs;
   runs.count = (end - start + kKeys - 1) / kKeys;
   for (int64_t i = 0; i < runs.count; ++i) {
     const int64_t position = start + i * kKeys;
@@ -32,11 +34,12 @@ inline Runs runs_of(const Attention& a, const Item& item, int64_t start, int64_t
   return runs;
 }
 
+template <typename T>
 inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64_t chunk,
                          Partial out) {
   const int64_t start = chunk * kChunk, limit = item.last_position + 1;
   const int64_t end = limit < start + kChunk ? limit : start + kChunk;
-  const Runs runs = runs_of(a, item, start, end);
+  const Runs<T> runs = runs_of<T>(a, item, start, end);
   const Bounds bounds = bounds_of(a, item);
   static thread_local Arena score_arena, weight_arena;
   auto* const scores = static_cast<float*>(score_arena.get(4 * kRowBlock * kChunk));
@@ -63,6 +66,7 @@ inline std::vector<Item> items_of(const Attention& a) {
   return items;
 }
 
+template <typename T>
 inline const T* queries_of(const Attention& a, const Item& item, const T* q) {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t row = (item.kv_head * a.tokens + item.first_token) * group + item.first_row;
@@ -70,6 +74,7 @@ inline const T* queries_of(const Attention& a, const Item& item, const T* q) {
 }
 
 // A copy of the item's rows, 16 of them: products may read whole tiles.
+template <typename T>
 inline const T* padded_queries(const Attention& a, const Item& item, const T* q) {
   static thread_local Arena arena;
   auto* const copy = static_cast<T*>(arena.get(sizeof(T) * kRowBlock * a.size));
@@ -79,6 +84,7 @@ inline const T* padded_queries(const Attention& a, const Item& item, const T* q)
 }
 
 // All chunks of an item, merged as they come.
+template <typename T>
 inline void attend_item(const Attention& a, const Item& item, const T* q) {
   static thread_local Arena arena;
   const int64_t floats = partial_floats(a);
@@ -91,10 +97,11 @@ inline void attend_item(const Attention& a, const Item& item, const T* q) {
     attend_chunk(a, item, rows, chunk, part);
     merge(a, item.rows, whole, part);
   }
-  write_out(a, item, whole);
+  write_out<T>(a, item, whole);
 }
 
 // Few items and long contexts: chunks are spread over the threads and merged afterwards.
+template <typename T>
 inline void attend_split(const Attention& a, const std::vector<Item>& items, const T* q) {
   struct Job {
     int64_t item, chunk;
@@ -118,14 +125,15 @@ inline void attend_split(const Attention& a, const std::vector<Item>& items, con
     const Partial whole = partial_at(a, room + starts[i] * floats);
     for (int64_t j = starts[i] + 1; j < starts[i + 1]; ++j)
       merge(a, items[i].rows, whole, partial_at(a, room + j * floats));
-    write_out(a, items[i], whole);
+    write_out<T>(a, items[i], whole);
   }
 }
 
+template <typename T>
 inline void attend(const Attention& a) {
   static thread_local Arena arena;
   auto* const q = static_cast<T*>(arena.get(sizeof(T) * a.tokens * a.heads * a.size));
-  auto prepare = [&](int64_t token) { prepare_token(a, token, q); };
+  auto prepare = [&](int64_t token) { prepare_token<T>(a, token, q); };
   if (a.tokens >= 8) {
     parallel_for(a.tokens, prepare);
   } else {

@@ -7,17 +7,19 @@
 namespace ranvier {
 namespace {
 
-LinearKernel kernel() {
+using Kernel = void (*)(const Linear&);
+
+Kernel kernel() {
 #if defined(__x86_64__)
   switch (isa()) {
-    case Isa::kAmx: return linear_amx;
-    case Isa::kBf16: return linear_bf16;
-    case Isa::kAvx512: return linear_avx512;
-    case Isa::kAvx2: return linear_avx2;
-    default: return linear_generic;
+    case Isa::kAmx: return amx::linear;
+    case Isa::kBf16: return bf16::linear;
+    case Isa::kAvx512: return avx512::linear;
+    case Isa::kAvx2: return avx2::linear;
+    default: return generic::linear;
   }
 #else
-  return linear_generic;
+  return generic::linear;
 #endif
 }
 

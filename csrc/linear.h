@@ -28,13 +28,12 @@ struct Linear {
 
 constexpr int64_t kGroup = 32;  // outputs of one unit of work
 
-using LinearKernel = void (*)(const Linear&);
-
-void linear_generic(const Linear&);
-void linear_avx2(const Linear&);
-void linear_avx512(const Linear&);
-void linear_bf16(const Linear&);
-void linear_amx(const Linear&);
+// linear_vector.cc is compiled once for each of these, linear_amx.cc for the last.
+namespace generic { void linear(const Linear&); }
+namespace avx2 { void linear(const Linear&); }
+namespace avx512 { void linear(const Linear&); }
+namespace bf16 { void linear(const Linear&); }
+namespace amx { void linear(const Linear&); }
 
 }  // namespace ranvier
 

@@ -80,8 +80,10 @@ void run_group(const Linear& a, const uint16_t* x, int64_t stride, int64_t group
 
 }  // namespace
 
-void linear_amx(const Linear& a) {
-  if (!a.is_weight_bf16) return linear_avx512(a);
+namespace amx {
+
+void linear(const Linear& a) {
+  if (!a.is_weight_bf16) return avx512::linear(a);
   const int64_t padded = (a.rows + 2 * kTile - 1) / (2 * kTile) * (2 * kTile);
   const int64_t stride = a.depth + 32;  // off the powers of two, so that rows don't share cache sets
   auto* const x = static_cast<uint16_t*>(scratch(2 * padded * stride));
@@ -93,5 +95,7 @@ void linear_amx(const Linear& a) {
   }
   parallel_for(group_count(a), [&](int64_t group) { run_group(a, x, stride, group); });
 }
+
+}  // namespace amx
 
 }  // namespace ranvier

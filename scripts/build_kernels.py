@@ -6,9 +6,12 @@ Without a C++ compiler it says so and builds nothing: the programs then use the 
 from __future__ import annotations
 
 import importlib.util
+import os
+import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,15 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "src/ranvier/native/libranvier_kernels.so"
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-fno-math-errno", "-ffp-contract=fast"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 ISA_FLAGS = {
-    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
-    "_bf16": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mavx512bf16"],
-    "_amx": [
-        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mavx512bf16",
-        "-mamx-tile", "-mamx-bf16", "-mamx-int8",
-    ],
-}  # fmt: skip
+    "generic": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": AVX512,
+    "bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+}
+"""`x_vector.cc` is compiled once for each of the first four, `x_amx.cc` for the last."""
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -61,19 +64,34 @@ def build() -> bool:
     objects.mkdir(parents=True, exist_ok=True)
     include = ["-isystem", str(Path(spec.origin).parent / "include"), "-I", str(ROOT / "csrc")]
 
-    def one(source: Path) -> str:
-        out = objects / f"{source.stem}.o"
-        isa = next((ISA_FLAGS[s] for s in ISA_FLAGS if source.stem.endswith(s)), [])
-        command = [compiler, *FLAGS, *isa, *include, "-c", str(source), "-o", str(out)]
+    def one(job: tuple[Path, str | None]) -> str:
+        source, isa = job
+        out = objects / f"{source.stem}{'.' + isa if isa else ''}.o"
+        flags = [] if isa is None else [*ISA_FLAGS[isa], f"-DRANVIER_ISA={isa}"]
+        command = [compiler, *FLAGS, *flags, *include, "-c", str(source), "-o", str(out)]
         subprocess.run(command, check=True)
         return str(out)
 
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(one, sources))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(one, _jobs(sources)))
     temporary = LIBRARY.with_suffix(".tmp")
     subprocess.run([compiler, "-shared", "-o", str(temporary), *parts, "-lpthread"], check=True)
     temporary.replace(LIBRARY)
     return True
+
+
+def _jobs(sources: list[Path]) -> Iterator[tuple[Path, str | None]]:
+    """Each source with the ISA that it is compiled for, None: the compiler's own."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    for source in sources:
+        if source.stem.endswith("_vector"):
+            isas = [isa for isa in ISA_FLAGS if isa != "amx"] if is_x86 else ["generic"]
+            yield from ((source, isa) for isa in isas)
+        elif source.stem.endswith("_amx"):
+            if is_x86:
+                yield source, "amx"
+        else:
+            yield source, None
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def tiny_options(tiny_model, tmp_path_factory):
     """Options under which the tiny model is built once for all tests."""
     return {
         "model": str(tiny_model), "dtype": "float32", "max_model_len": 128, "max_num_seqs": 4,
-        "max_num_batched_tokens": 32, "block_size": 16,
+        "max_num_batched_tokens": 32, "block_size": 32,
         "artifacts": str(tmp_path_factory.mktemp("artifacts")),
     }  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_a_damaged_manifest_is_refused(artifact, tmp_path):
     copy = tmp_path / artifact.name
     shutil.copytree(artifact, copy)
     text = (copy / "manifest.json").read_text()
-    for damaged in (text[:-5], text.replace('"block_tokens":16', '"block_tokens":32', 1), "[]"):
+    for damaged in (text[:-5], text.replace('"block_tokens":32', '"block_tokens":64', 1), "[]"):
         (copy / "manifest.json").write_text(damaged)
         assert verify(copy)
 

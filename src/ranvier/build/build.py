@@ -24,6 +24,7 @@ from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Program, Sizes, cache_shapes, programs
 from ranvier.core.errors import ArtifactError
 from ranvier.models.spec import DecoderSpec
+from ranvier.native import library
 from ranvier.runtime.compat import serialize
 from ranvier.weights.checkpoint import Checkpoint
 
@@ -43,7 +44,7 @@ def artifact_key(
         model=hashlib.sha256(model.encode()).hexdigest()[:32],
         weights=checkpoint.revision[:32],
         target="cpu",
-        target_fingerprint=f"{_cpu()} jaxlib {jaxlib_version.__version__} {flags}",
+        target_fingerprint=f"{_cpu()} {library.isa()} jaxlib {jaxlib_version.__version__} {flags}",
         sources=_source_hash(),
         dtype=sizes.dtype,
         max_model_len=sizes.max_model_len,

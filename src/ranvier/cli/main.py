@@ -65,7 +65,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-model-len", type=_size)
-    parser.add_argument("--max-num-seqs", type=_size, default=8)
+    parser.add_argument("--max-num-seqs", type=_size, default=32)
     parser.add_argument("--max-num-batched-tokens", type=_size)
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--num-gpu-blocks-override", type=int)

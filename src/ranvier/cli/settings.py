@@ -15,14 +15,14 @@ from typing import Any
 
 from ranvier.core.errors import ConfigError
 
-__all__ = ["Options", "artifacts_folder", "cache_folder", "nearest", "parse_options"]
+__all__ = ["DTYPES", "Options", "artifacts_folder", "cache_folder", "nearest", "parse_options"]
 
 LATER = (
     "quantization", "speculative_config", "enable_lora", "override_neuron_config",
     "additional_config", "pipeline_parallel_size", "data_parallel_size",
 )  # fmt: skip
 DTYPES = {
-    "auto": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float32": "float32", "float": "float32",
 }  # fmt: skip
 
@@ -34,15 +34,15 @@ class Options:
     model: str
     """A Hugging Face folder, a .gguf file, or the name of a demo model."""
     dtype: str = "auto"
-    """auto (float32: plain XLA is slow in bfloat16 on a CPU), bfloat16 or float32."""
+    """auto (bfloat16; float32 where the kernels are not built), bfloat16 or float32."""
     max_model_len: int | None = None
-    """Tokens of a prompt and its output together; default the model's, at most 1024 for now."""
-    max_num_seqs: int = 8
+    """Tokens of a prompt and its output together; default the model's, at most 4096."""
+    max_num_seqs: int = 32
     """Sequences that run at once."""
     max_num_batched_tokens: int | None = None
-    """Tokens of one step; longer prompts are prefilled in chunks. Default 64 on plain kernels."""
+    """Tokens of one step; longer prompts are prefilled in chunks. Default 1024."""
     block_size: int = 32
-    """Tokens of one KV block, a multiple of 16."""
+    """Tokens of one KV block, a multiple of 32."""
     num_gpu_blocks_override: int | None = None
     """KV blocks; default enough for every sequence at half the full length, at least one whole."""
     enable_prefix_caching: bool = True
@@ -55,10 +55,6 @@ class Options:
     """Refuse to compile: a missing artifact is an error."""
     tensor_parallel_size: int = 1
     """Devices that share the model; only 1 is supported now."""
-
-    @property
-    def resolved_dtype(self) -> str:
-        return DTYPES[self.dtype]
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -109,5 +105,5 @@ def _check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and (type(value) is not int or value < 1):
             raise ConfigError(f"{name} must be a positive integer, is {value!r}.")
-    if options.block_size % 16:
-        raise ConfigError(f"block_size must be a multiple of 16, is {options.block_size}.")
+    if options.block_size % 32:
+        raise ConfigError(f"block_size must be a multiple of 32, is {options.block_size}.")

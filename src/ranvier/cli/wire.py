@@ -9,7 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ranvier.cli.settings import Options, artifacts_folder, cache_folder, nearest, parse_options
+from ranvier.cli.settings import (
+    DTYPES,
+    Options,
+    artifacts_folder,
+    cache_folder,
+    nearest,
+    parse_options,
+)
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.core.limits import LIMITS
@@ -19,8 +26,8 @@ from ranvier.text.codec import TextCodec
 
 __all__ = ["LLM", "ensure_artifact", "locate", "open_codec", "open_engine"]
 
-LENGTH_DEFAULT = 1024
-BATCHED_DEFAULT = 64
+LENGTH_DEFAULT = 4096
+BATCHED_DEFAULT = 1024
 FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
 """YNN's fusions have given wrong results on CPU in jax 0.10 and 0.11: off, in tests and here."""
 
@@ -112,9 +119,10 @@ def _sizes(options: Options, model_len_max: int) -> Any:
     per_sequence = -(-length // options.block_size)
     half = -(-per_sequence * options.max_num_seqs // 2)
     blocks = options.num_gpu_blocks_override or max(half, per_sequence)
+    kernels = _kernels()
     return Sizes(
-        dtype=options.resolved_dtype,
-        kernels="reference",
+        dtype=_dtype(options.dtype, kernels),
+        kernels=kernels,
         max_model_len=length,
         max_num_seqs=options.max_num_seqs,
         block_tokens=options.block_size,
@@ -123,6 +131,23 @@ def _sizes(options: Options, model_len_max: int) -> Any:
         logprobs_max=LIMITS.logprobs_max,
         edits_max=length + LIMITS.logit_bias_max,
     )
+
+
+def _kernels() -> str:
+    """The kernels that this machine can run; says so when they are the slow ones."""
+    from ranvier.native import library
+
+    if library.register():
+        return "cpu"
+    _say("the CPU kernels are not built (no C++ compiler at install): plain JAX kernels, slower")
+    return "reference"
+
+
+def _dtype(named: str, kernels: str) -> str:
+    """auto is bfloat16, but float32 on the plain kernels: XLA is slow in bfloat16 on a CPU."""
+    if named == "auto":
+        return "bfloat16" if kernels == "cpu" else "float32"
+    return DTYPES[named]
 
 
 def _set_flags() -> None:

@@ -40,6 +40,10 @@ class DecoderNumbers(Protocol):
     @property
     def head_size(self) -> int: ...
     @property
+    def intermediate(self) -> int: ...
+    @property
+    def qkv_size(self) -> int: ...
+    @property
     def vocab_size(self) -> int: ...
     @property
     def norm_eps(self) -> float: ...
@@ -101,8 +105,10 @@ class Decoder:
         head = weights["embed"] if self.spec.is_tied else weights["head"]
         norm = (weights["final_norm"], self.spec.norm_eps)
         first = jnp.zeros((1,), jnp.int32)
-        logits = self.kernels.linear(rows_RD, head, first, count, norm=norm, out_dtype=jnp.float32)
-        return logits[:, : self.spec.vocab_size]
+        return self.kernels.linear(
+            rows_RD, head, first, count,
+            outputs=self.spec.vocab_size, norm=norm, out_dtype=jnp.float32,
+        )  # fmt: skip
 
     def _layers(self, weights: Weights, state: State, meta: Array) -> tuple[Array, Array, Array]:
         layout = self.layout
@@ -140,6 +146,7 @@ class Decoder:
         with jax.named_scope("attention"):
             qkv_TO = self.kernels.linear(
                 x_TD, weights["qkv"], at.layer, at.count,
+                outputs=spec.qkv_size,
                 norm=(weights["attn_norm"], spec.norm_eps),
                 bias=weights["qkv_bias"] if spec.has_qkv_bias else None,
                 out_dtype=jnp.float32,
@@ -156,18 +163,22 @@ class Decoder:
             norm = (at.weights["mlp_norm"], self.spec.norm_eps)
             return self.kernels.linear(
                 x_TD, at.weights["gate_up"], at.layer, at.count,
-                norm=norm, gated=self.spec.activation, out_dtype=dtype,
+                outputs=2 * self.spec.intermediate, norm=norm,
+                gated=self.spec.activation, out_dtype=dtype,
             )  # fmt: skip
 
     def _add(self, at: _At, name: str, x_TD: Array, inner: Array) -> Array:
         """Project back into the residual stream, through a norm where the family has one."""
-        weight, linear = at.weights[name], self.kernels.linear
-        if not self.spec.has_post_norms:
-            return linear(inner, weight, at.layer, at.count, residual=x_TD)
-        y_TD = linear(inner, weight, at.layer, at.count, out_dtype=jnp.float32)
+        spec, post = self.spec, self.spec.has_post_norms
+        y_TD = self.kernels.linear(
+            inner, at.weights[name], at.layer, at.count,
+            outputs=spec.hidden, residual=None if post else x_TD, out_dtype=jnp.float32,
+        )  # fmt: skip
+        if not post:
+            return y_TD
         return self.kernels.rms_norm(
             y_TD, at.weights[f"{name}_norm"], at.layer, at.count,
-            eps=self.spec.norm_eps, residual=x_TD,
+            eps=spec.norm_eps, residual=x_TD,
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ranvier.artifact.read import check_file, read_manifest
 from ranvier.core.errors import ArtifactError
 from ranvier.core.layout import MetaLayout
 from ranvier.core.step import RunnerInfo
+from ranvier.native import library
 from ranvier.runtime.compat import LoadedProgram, deserialize
 from ranvier.runtime.runner import DeviceRunner
 
@@ -36,6 +37,11 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
                 hint=f"Remove {folder} and build it again.",
             )
     info = _info(manifest)
+    if manifest.model["kernels"] == "cpu" and not library.register():
+        raise ArtifactError(
+            f"{folder}: its programs call the CPU kernels, which are not built here.",
+            hint="Install a C++ compiler and reinstall, or remove the artifact.",
+        )
     with _timed(phases, "load programs"):
         programs = {p.tokens: _program(folder, p.name) for p in manifest.programs}
         layouts = {

@@ -9,22 +9,19 @@ from typing import Any
 from jax import Array
 
 from ranvier.core.errors import TargetError
-from ranvier.nn.kernels.attention import AttentionSpec
+from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
+from ranvier.nn.kernels.attention import cpu as attention_cpu
 from ranvier.nn.kernels.attention import reference as attention_reference
+from ranvier.nn.kernels.embed import cpu as embed_cpu
 from ranvier.nn.kernels.embed import reference as embed_reference
+from ranvier.nn.kernels.linear import cpu as linear_cpu
 from ranvier.nn.kernels.linear import reference as linear_reference
+from ranvier.nn.kernels.norm import cpu as norm_cpu
 from ranvier.nn.kernels.norm import reference as norm_reference
+from ranvier.nn.kernels.sample import cpu as sample_cpu
 from ranvier.nn.kernels.sample import reference as sample_reference
 
 __all__ = ["CacheShapes", "Kernels", "select"]
-
-
-@dataclass(frozen=True)
-class CacheShapes:
-    """Shapes of the whole k and v caches, layer axis first."""
-
-    k: tuple[int, ...]
-    v: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,14 +37,6 @@ class Kernels:
     cache_shapes: Callable[[int, AttentionSpec, int, int, Any], CacheShapes]
 
 
-def _reference_shapes(
-    layers: int, spec: AttentionSpec, blocks: int, block_tokens: int, dtype: Any
-) -> CacheShapes:
-    del dtype
-    shape = (layers, blocks, block_tokens, spec.kv_heads, spec.head_size)
-    return CacheShapes(shape, shape)
-
-
 REFERENCE = Kernels(
     name="reference",
     linear=linear_reference.linear,
@@ -55,10 +44,20 @@ REFERENCE = Kernels(
     embed=embed_reference.embed,
     attention=attention_reference.attention,
     sample=sample_reference.sample,
-    cache_shapes=_reference_shapes,
+    cache_shapes=attention_reference.cache_shapes,
 )
 
-TABLE = {"reference": REFERENCE}
+CPU = Kernels(
+    name="cpu",
+    linear=linear_cpu.linear,
+    rms_norm=norm_cpu.rms_norm,
+    embed=embed_cpu.embed,
+    attention=attention_cpu.attention,
+    sample=sample_cpu.sample,
+    cache_shapes=attention_cpu.cache_shapes,
+)
+
+TABLE = {"reference": REFERENCE, "cpu": CPU}
 
 
 def select(name: str) -> Kernels:

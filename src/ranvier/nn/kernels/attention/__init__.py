@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["AttentionSpec"]
+__all__ = ["AttentionSpec", "CacheShapes"]
 
 
 @dataclass(frozen=True)
@@ -16,3 +16,11 @@ class AttentionSpec:
     head_size: int
     scale: float
     eps: float
+
+
+@dataclass(frozen=True)
+class CacheShapes:
+    """Shapes of the whole k and v caches, layer axis first."""
+
+    k: tuple[int, ...]
+    v: tuple[int, ...]

@@ -6,16 +6,27 @@ padding tokens write to the garbage block 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ranvier.core.layout import MetaLayout
-from ranvier.nn.kernels.attention import AttentionSpec
+from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
 from ranvier.nn.rope import rotate
 
-__all__ = ["attention"]
+__all__ = ["attention", "cache_shapes"]
 
 MASKED = -1e30
+
+
+def cache_shapes(
+    layers: int, spec: AttentionSpec, blocks: int, block_tokens: int, dtype: Any
+) -> CacheShapes:
+    """Shapes of k and v: [L, N, Bt, K, E] both."""
+    del dtype
+    shape = (layers, blocks, block_tokens, spec.kv_heads, spec.head_size)
+    return CacheShapes(shape, shape)
 
 
 def attention(

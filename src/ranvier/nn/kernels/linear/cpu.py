@@ -20,6 +20,7 @@ def linear(
     layer: Array,
     count: Array,
     *,
+    outputs: int,
     norm: tuple[Array, float] | None = None,
     bias: Array | None = None,
     residual: Array | None = None,
@@ -28,13 +29,9 @@ def linear(
 ) -> Array:
     """As the reference; the first count[0] rows of the result are defined.
 
-    Shapes: weight packed; outputs are the packed ones, padded to 32 (gated: 16), where the caller's
-    operands don't say otherwise.
+    Shapes: weight as linear/pack.py packs it, its outputs padded to 32; result as the reference.
     Cost: reads weight[layer] once per 32 rows (AMX) or 6; nothing is copied.
     """
-    outputs = weight.shape[1] * 16
-    for known in (bias, residual):
-        outputs = outputs if known is None else known.shape[-1]
     none = jnp.zeros((0, 0), jnp.float32)
     width = outputs // 2 if gated else outputs
     dtype = jnp.float32 if residual is not None else out_dtype

@@ -22,6 +22,7 @@ def linear(
     layer: Array,
     count: Array,
     *,
+    outputs: int,
     norm: tuple[Array, float] | None = None,
     bias: Array | None = None,
     residual: Array | None = None,
@@ -30,10 +31,12 @@ def linear(
 ) -> Array:
     """Multiply rows by `weight[layer]`, with the steps around it fused by XLA.
 
-    Shapes: x [T, I], weight [L, I, O]; result [T, O], or [T, O/2] when gated. `norm` is (w [L, I]
-    f32, eps); `bias` [L, O] f32; `residual` [T, O] f32, then the result is f32.
+    Shapes: x [T, I], weight [L, I, O]; result [T, outputs], or half of it when gated;
+    outputs = O. `norm` is (w [L, I] f32, eps); `bias` [L, O] f32; `residual` [T, O] f32, then the
+    result is f32.
     """
     del count
+    assert outputs == weight.shape[2], f"{outputs} outputs of {weight.shape}"
     x_TI = x_TI.astype(jnp.float32)
     if norm is not None:
         x_TI = normalise(x_TI, _row(norm[0], layer), norm[1])

@@ -1,16 +1,17 @@
 // Attention's two products on AMX tiles: 16 rows at once, the same instruction for one row and many.
 #include <immintrin.h>
 
-#define RANVIER_T uint16_t
 #include "attention_steps.h"
 #include "tiles.h"
 
 namespace ranvier {
 namespace {
 
+using T = uint16_t;
+template <typename>
 struct Runs;
 inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
-inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs& runs,
+inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out);
 
 }  // namespace
@@ -37,7 +38,7 @@ inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, float
 }
 
 // Two columns of 16 values at a time.
-inline void values_of(const Attention& a, const T* weights, int64_t, const Runs& runs, float* out) {
+inline void values_of(const Attention& a, const T* weights, int64_t, const Runs<T>& runs, float* out) {
   const Tiles tiles;
   for (int64_t e = 0; e < a.size; e += 32) {
     _tile_zero(0);
@@ -56,9 +57,13 @@ inline void values_of(const Attention& a, const T* weights, int64_t, const Runs&
 
 }  // namespace
 
-void attention_amx_bf16(const Attention& a) {
-  if (a.size % 32 != 0) return attention_native_bf16(a);
-  attend(a);
+namespace amx {
+
+void attention(const Attention& a) {
+  if (!a.is_bf16 || a.size % 32 != 0) return bf16::attention(a);
+  attend<T>(a);
 }
+
+}  // namespace amx
 
 }  // namespace ranvier

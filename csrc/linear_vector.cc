@@ -1,4 +1,4 @@
-// The linear kernel on vector registers; each ISA's file includes it once under its own name.
+// The linear kernel on vector registers; compiled once for each ISA, RANVIER_ISA its namespace.
 //
 // Six rows by one group of 32 outputs live in registers; weights stream through once per block of rows.
 #include "linear_steps.h"
@@ -103,12 +103,16 @@ void linear_of(const Linear& a) {
 
 }  // namespace
 
-void RANVIER_LINEAR(const Linear& a) {
+namespace RANVIER_ISA {
+
+void linear(const Linear& a) {
   if (a.is_weight_bf16) {
     linear_of<uint16_t>(a);
   } else {
     linear_of<float>(a);
   }
 }
+
+}  // namespace RANVIER_ISA
 
 }  // namespace ranvier

@@ -8,9 +8,12 @@
 namespace ranvier {
 namespace {
 
+template <typename T>
 struct Runs;
+template <typename T>
 inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
-inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs& runs,
+template <typename T>
+inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out);
 
 }  // namespace
@@ -21,10 +24,12 @@ inline void values_of(const Attention& a, const T* weights, int64_t rows, const 
 namespace ranvier {
 namespace {
 
-constexpr int64_t kStep = kIsBf16 ? 2 : 1;  // inputs of one multiply-add
+template <typename T>
+constexpr int64_t kStep = kIsBf16<T> ? 2 : 1;  // inputs of one multiply-add
 
+template <typename T>
 inline void add(V16& sum, const T* w, const T* x) {
-  if constexpr (!kIsBf16) {
+  if constexpr (!kIsBf16<T>) {
     sum += load16(reinterpret_cast<const float*>(w)) * *reinterpret_cast<const float*>(x);
     return;
   }
@@ -41,11 +46,11 @@ inline void add(V16& sum, const T* w, const T* x) {
 #endif
 }
 
-template <int R>
+template <typename T, int R>
 void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
   V16 acc[R][2] = {};
   const T* high = k + 16 * a.size;
-  for (int64_t e = 0; e < a.size; e += kStep) {
+  for (int64_t e = 0; e < a.size; e += kStep<T>) {
     for (int r = 0; r < R; ++r) {
       add(acc[r][0], k + 16 * e, q + r * a.size + e);
       add(acc[r][1], high + 16 * e, q + r * a.size + e);
@@ -57,37 +62,49 @@ void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
   }
 }
 
+template <typename T>
 inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) scores_rows<4>(a, q + r * a.size, k, out + r * kChunk);
-  for (; r < rows; ++r) scores_rows<1>(a, q + r * a.size, k, out + r * kChunk);
+  for (; r + 4 <= rows; r += 4) scores_rows<T, 4>(a, q + r * a.size, k, out + r * kChunk);
+  for (; r < rows; ++r) scores_rows<T, 1>(a, q + r * a.size, k, out + r * kChunk);
 }
 
-template <int R>
-void values_rows(const Attention& a, const T* weights, const Runs& runs, int64_t e, float* out) {
+template <typename T, int R>
+void values_rows(const Attention& a, const T* weights, const Runs<T>& runs, int64_t e, float* out) {
   V16 acc[R] = {};
   for (int64_t i = 0; i < runs.count; ++i) {
-    for (int64_t key = 0; key < kKeys; key += kStep) {
-      const T* const v = runs.v[i] + key * a.size + e * kStep;
+    for (int64_t key = 0; key < kKeys; key += kStep<T>) {
+      const T* const v = runs.v[i] + key * a.size + e * kStep<T>;
       for (int r = 0; r < R; ++r) add(acc[r], v, weights + r * kChunk + i * kKeys + key);
     }
   }
   for (int r = 0; r < R; ++r) store16(out + r * a.size + e, acc[r]);
 }
 
-inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs& runs,
+template <typename T>
+inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4)
     for (int64_t e = 0; e < a.size; e += 16)
-      values_rows<4>(a, weights + r * kChunk, runs, e, out + r * a.size);
+      values_rows<T, 4>(a, weights + r * kChunk, runs, e, out + r * a.size);
   for (; r < rows; ++r)
     for (int64_t e = 0; e < a.size; e += 16)
-      values_rows<1>(a, weights + r * kChunk, runs, e, out + r * a.size);
+      values_rows<T, 1>(a, weights + r * kChunk, runs, e, out + r * a.size);
 }
 
 }  // namespace
 
-void RANVIER_ATTENTION(const Attention& a) { attend(a); }
+namespace RANVIER_ISA {
+
+void attention(const Attention& a) {
+  if (a.is_bf16) {
+    attend<uint16_t>(a);
+  } else {
+    attend<float>(a);
+  }
+}
+
+}  // namespace RANVIER_ISA
 
 }  // namespace ranvier

@@ -1,2 +1,0 @@
-#define RANVIER_LINEAR linear_generic
-#include "linear_body.h"

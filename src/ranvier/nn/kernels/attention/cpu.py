@@ -1,0 +1,82 @@
+"""Attention on the CPU kernels: one call ropes, writes k and v in place, and attends.
+
+The cache is laid out for the kernel: keys as lanes in k, values as lanes in v (csrc/attention.h).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ranvier.core.layout import MetaLayout
+from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
+
+__all__ = ["attention", "cache_shapes"]
+
+META_FIELDS = ("token_seq", "positions", "query_starts", "block_tables")
+BLOCK_MULTIPLE = 32
+"""Keys of one inner step of the kernel; a block holds a multiple of it."""
+
+
+def cache_shapes(
+    layers: int, spec: AttentionSpec, blocks: int, block_tokens: int, dtype: Any
+) -> CacheShapes:
+    """Shapes of k and v; pairs of elements lie together in bfloat16."""
+    assert block_tokens % BLOCK_MULTIPLE == 0, f"block_tokens is {block_tokens}"
+    size, head = spec.head_size, (layers, blocks, spec.kv_heads)
+    if jnp.dtype(dtype) == jnp.bfloat16:
+        return CacheShapes(
+            (*head, block_tokens // 16, size // 2, 16, 2), (*head, block_tokens // 2, size, 2)
+        )
+    return CacheShapes((*head, block_tokens // 16, size, 16), (*head, block_tokens, size))
+
+
+def attention(
+    qkv_TO: Array,
+    k: Array,
+    v: Array,
+    layer: Array,
+    meta: Array,
+    layout: MetaLayout,
+    spec: AttentionSpec,
+    *,
+    cos_sin: Array,
+    windows: Array,
+    ropes: Array,
+    q_norm: Array | None = None,
+    k_norm: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """As the reference; rows of padding tokens are undefined.
+
+    Donates: k and v, which the call updates in place; it fails if XLA made a copy of them.
+    Cost: reads the keys and values of each sequence once per 16 query heads of a kv head.
+    """
+    none = jnp.zeros((0, 0), jnp.float32)
+    numbers = (spec.heads, layout.blocks, k.shape[3] * 16, *map(layout.offset, META_FIELDS))
+    struct: Any = jax.ShapeDtypeStruct
+    results = (
+        struct((qkv_TO.shape[0], spec.heads * spec.head_size), k.dtype),
+        struct(k.shape, k.dtype),
+        struct(v.shape, v.dtype),
+    )
+    call: Any = jax.ffi.ffi_call("ranvier_attention", results, input_output_aliases={1: 1, 2: 2})
+    out: tuple[Array, Array, Array] = call(
+        qkv_TO,
+        k,
+        v,
+        layer,
+        meta,
+        cos_sin,
+        windows,
+        ropes,
+        none if q_norm is None else q_norm,
+        none if k_norm is None else k_norm,
+        numbers=np.asarray(numbers, np.int64),
+        scale=np.float32(spec.scale),
+        eps=np.float32(spec.eps),
+    )
+    return out
