@@ -14,7 +14,7 @@
 namespace ranvier {
 
 constexpr int64_t kRowBlock = 16;
-constexpr int64_t kChunk = 512;
+constexpr int64_t kChunk = 256;
 constexpr int64_t kKeys = 32;  // keys of one inner step; blocks hold a multiple of it
 
 struct Attention {

@@ -8,6 +8,7 @@ namespace ranvier {
 namespace {
 
 using T = uint16_t;
+using State = Tiles;  // of the thread while it works on an item
 template <typename>
 struct Runs;
 inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
@@ -23,7 +24,6 @@ namespace ranvier {
 namespace {
 
 inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, float* out) {
-  const Tiles tiles;
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t e = 0; e < a.size; e += 32) {
@@ -39,7 +39,6 @@ inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, float
 
 // Two columns of 16 values at a time.
 inline void values_of(const Attention& a, const T* weights, int64_t, const Runs<T>& runs, float* out) {
-  const Tiles tiles;
   for (int64_t e = 0; e < a.size; e += 32) {
     _tile_zero(0);
     _tile_zero(1);

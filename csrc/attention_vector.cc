@@ -16,6 +16,8 @@ template <typename T>
 inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out);
 
+struct State {};  // nothing to set up before an item
+
 }  // namespace
 }  // namespace ranvier
 

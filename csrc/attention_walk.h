@@ -5,6 +5,7 @@
 #ifndef RANVIER_ATTENTION_WALK_H_
 #define RANVIER_ATTENTION_WALK_H_
 
+#include <algorithm>
 #include <vector>
 
 #include "attention_steps.h"
@@ -34,6 +35,14 @@ inline Runs<T> runs_of(const Attention& a, const Item& item, int64_t start, int6
   return runs;
 }
 
+// Blocks lie anywhere: no hardware prefetcher knows the next one.
+template <typename T>
+inline void fetch_run(const Attention& a, const T* run) {
+  const char* const at = reinterpret_cast<const char*>(run);
+  const int64_t bytes = kKeys * a.size * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+}
+
 template <typename T>
 inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64_t chunk,
                          Partial out) {
@@ -44,7 +53,11 @@ inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64
   static thread_local Arena score_arena, weight_arena;
   auto* const scores = static_cast<float*>(score_arena.get(4 * kRowBlock * kChunk));
   auto* const weights = static_cast<T*>(weight_arena.get(sizeof(T) * kRowBlock * kChunk));
-  for (int64_t i = 0; i < runs.count; ++i) scores_of(a, q, item.rows, runs.k[i], scores + i * kKeys);
+  for (int64_t i = 0; i < runs.count; ++i) {
+    fetch_run(a, i + 1 < runs.count ? runs.k[i + 1] : runs.v[0]);
+    scores_of(a, q, item.rows, runs.k[i], scores + i * kKeys);
+  }
+  for (int64_t i = 1; i < runs.count; ++i) fetch_run(a, runs.v[i]);
   for (int64_t r = 0; r < item.rows; ++r)
     soften(a, bounds, r, start, runs.count * kKeys, scores + r * kChunk, weights + r * kChunk, out);
   values_of(a, weights, item.rows, runs, out.values);
@@ -83,12 +96,24 @@ inline const T* padded_queries(const Attention& a, const Item& item, const T* q)
   return copy;
 }
 
+// The first runs of an item that this thread will take next.
+template <typename T>
+inline void fetch_item(const Attention& a, const Item& item) {
+  const int64_t start = first_chunk(a, item) * kChunk, limit = item.last_position + 1;
+  const Runs<T> runs = runs_of<T>(a, item, start, std::min(limit, start + 2 * kKeys));
+  for (int64_t i = 0; i < runs.count; ++i) {
+    fetch_run(a, runs.k[i]);
+    fetch_run(a, runs.v[i]);
+  }
+}
+
 // All chunks of an item, merged as they come.
 template <typename T>
 inline void attend_item(const Attention& a, const Item& item, const T* q) {
   static thread_local Arena arena;
   const int64_t floats = partial_floats(a);
   auto* const room = static_cast<float*>(arena.get(8 * floats));
+  [[maybe_unused]] const State state;
   const Partial whole = partial_at(a, room), part = partial_at(a, room + floats);
   const T* const rows = padded_queries(a, item, q);
   const int64_t first = first_chunk(a, item);
@@ -118,6 +143,7 @@ inline void attend_split(const Attention& a, const std::vector<Item>& items, con
   const int64_t floats = partial_floats(a);
   auto* const room = static_cast<float*>(arena.get(4 * floats * static_cast<int64_t>(jobs.size())));
   parallel_for(static_cast<int64_t>(jobs.size()), [&](int64_t j) {
+    [[maybe_unused]] const State state;
     const Item& item = items[jobs[j].item];
     attend_chunk(a, item, padded_queries(a, item, q), jobs[j].chunk, partial_at(a, room + j * floats));
   });
@@ -142,7 +168,10 @@ inline void attend(const Attention& a) {
   const std::vector<Item> items = items_of(a);
   const int64_t count = static_cast<int64_t>(items.size());
   if (count < 4 * thread_count() && items[0].last_position >= kChunk) return attend_split(a, items, q);
-  parallel_for(count, [&](int64_t i) { attend_item(a, items[count - 1 - i], q); });
+  parallel_for(count, [&](int64_t i) {
+    if (i + 1 < count) fetch_item<T>(a, items[i + 1]);
+    attend_item(a, items[i], q);
+  });
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 // bandwidth's, and is never stored.
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "linear_steps.h"
 #include "pool.h"
 #include "tiles.h"
@@ -13,21 +15,22 @@ namespace {
 
 constexpr int64_t kTile = 16;
 constexpr int64_t kStep = 32;  // inputs of one tile product
-constexpr int64_t kAhead = 4096;
+
 
 inline void fetch(const uint16_t* w) {
-  const char* p = reinterpret_cast<const char*>(w) + kAhead;
-  for (int line = 0; line < 16; ++line) _mm_prefetch(p + 64 * line, _MM_HINT_T0);
+  const char* p = reinterpret_cast<const char*>(w);
+  for (int line = 0; line < 16; ++line) _mm_prefetch(p + 64 * line, _MM_HINT_T1);
 }
 
 // 32 sums of 16 rows.
-void multiply_16(const uint16_t* x, int64_t stride, int64_t depth, const uint16_t* w, float* sums) {
+void multiply_16(const uint16_t* x, int64_t stride, int64_t depth, const uint16_t* w,
+                 const uint16_t* next, float* sums) {
   const uint16_t* high = w + kTile * depth;
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < depth; i += kStep) {
-    fetch(w + kTile * i);
-    fetch(high + kTile * i);
+    fetch(next + kTile * i);
+    fetch(next + kTile * (depth + i));
     _tile_loadd(4, x + i, 2 * stride);
     _tile_loadd(6, w + kTile * i, 64);
     _tile_loadd(7, high + kTile * i, 64);
@@ -39,7 +42,8 @@ void multiply_16(const uint16_t* x, int64_t stride, int64_t depth, const uint16_
 }
 
 // 32 sums of 32 rows.
-void multiply_32(const uint16_t* x, int64_t stride, int64_t depth, const uint16_t* w, float* sums) {
+void multiply_32(const uint16_t* x, int64_t stride, int64_t depth, const uint16_t* w,
+                 const uint16_t* next, float* sums) {
   const uint16_t* high = w + kTile * depth;
   const uint16_t* below = x + kTile * stride;
   _tile_zero(0);
@@ -47,6 +51,10 @@ void multiply_32(const uint16_t* x, int64_t stride, int64_t depth, const uint16_
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t i = 0; i < depth; i += kStep) {
+    if (next != nullptr) {
+      fetch(next + kTile * i);
+      fetch(next + kTile * (depth + i));
+    }
     _tile_loadd(4, x + i, 2 * stride);
     _tile_loadd(6, w + kTile * i, 64);
     _tile_loadd(7, high + kTile * i, 64);
@@ -62,21 +70,28 @@ void multiply_32(const uint16_t* x, int64_t stride, int64_t depth, const uint16_
   _tile_stored(3, sums + kTile * kGroup + kTile, 4 * kGroup);
 }
 
-void run_group(const Linear& a, const uint16_t* x, int64_t stride, int64_t group) {
+// A unit of work: rows [first, end) of one group of outputs.
+void run_group(const Linear& a, const uint16_t* x, int64_t stride, int64_t group, int64_t first,
+               int64_t end) {
   const Tiles tiles;
   const uint16_t* w = static_cast<const uint16_t*>(a.weight) + group * kGroup * a.depth;
+  const uint16_t* next = w + kGroup * a.depth;
   alignas(64) float sums[2 * kTile * kGroup];
-  for (int64_t row = 0; row < a.rows; row += 2 * kTile) {
-    const int64_t left = a.rows - row;
+  for (int64_t row = first; row < end; row += 2 * kTile) {
+    const int64_t left = end - row;
     if (left <= kTile) {
-      multiply_16(x + row * stride, stride, a.depth, w, sums);
+      multiply_16(x + row * stride, stride, a.depth, w, next, sums);
     } else {
-      multiply_32(x + row * stride, stride, a.depth, w, sums);
+      multiply_32(x + row * stride, stride, a.depth, w, row == first ? next : nullptr, sums);
     }
     const int64_t count = left < 2 * kTile ? left : 2 * kTile;
     for (int64_t r = 0; r < count; ++r) finish(a, row + r, group, sums + kGroup * r);
   }
 }
+
+// Many rows: each thread has rows of its own, so that activations stay in its cache and only weights are
+// read by all. Few rows: each thread has outputs of its own, so that weights are read once.
+constexpr int64_t kRowsPerThread = 256;
 
 }  // namespace
 
@@ -93,9 +108,14 @@ void linear(const Linear& a) {
   } else {
     for (int64_t row = 0; row < a.rows; ++row) prepare(row);
   }
-  parallel_for(group_count(a), [&](int64_t group) { run_group(a, x, stride, group); });
+  const int64_t groups = group_count(a);
+  const int64_t parts = a.rows >= kRowsPerThread * thread_count() ? thread_count() : 1;
+  const int64_t step = (padded / (2 * kTile) + parts - 1) / parts * 2 * kTile;
+  parallel_for(parts * groups, [&](int64_t unit) {
+    const int64_t first = unit / groups * step;
+    run_group(a, x, stride, unit % groups, first, std::min(first + step, a.rows));
+  });
 }
 
 }  // namespace amx
-
 }  // namespace ranvier

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kBits = 24;
 constexpr uint64_t kMask = (1u << kBits) - 1;
+constexpr int kThreads = 256;
 constexpr int kSpins = 20000;
 
 inline void relax() {
@@ -22,8 +23,12 @@ inline void relax() {
 #endif
 }
 
+struct alignas(64) Share {
+  std::atomic<uint64_t> word{0};  // epoch << 48 | end << 24 | next
+};
+
 struct Pool {
-  std::atomic<uint64_t> ticket{0};  // epoch << 48 | count << 24 | next
+  Share shares[kThreads];
   std::atomic<int64_t> done{0};
   std::atomic<uint32_t> bell{0};
   std::atomic<int> sleepers{0};
@@ -36,19 +41,30 @@ struct Pool {
 
   Pool() {
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    wanted = cores > 0 ? cores : 1;
+    wanted = cores < 1 ? 1 : cores > kThreads ? kThreads : cores;
   }
 
-  // Run indices of the current loop until there are none left.
-  void help() {
+  // Claim one index of a share, from its front or its back; -1 when it is empty.
+  static int64_t claim(std::atomic<uint64_t>& word, bool is_front) {
+    uint64_t now = word.load(std::memory_order_acquire);
     for (;;) {
-      uint64_t now = ticket.load(std::memory_order_acquire);
-      if ((now & kMask) >= ((now >> kBits) & kMask)) return;
-      now = ticket.fetch_add(1, std::memory_order_acq_rel);
-      const uint64_t index = now & kMask;
-      if (index >= ((now >> kBits) & kMask)) return;
-      body(context, static_cast<int64_t>(index));
-      done.fetch_add(1, std::memory_order_release);
+      const uint64_t next = now & kMask, end = (now >> kBits) & kMask;
+      if (next >= end) return -1;
+      const uint64_t then = is_front ? now + 1 : now - (1ull << kBits);
+      if (word.compare_exchange_weak(now, then, std::memory_order_acq_rel))
+        return static_cast<int64_t>(is_front ? next : end - 1);
+    }
+  }
+
+  // Run indices of the current loop until there are none left: the own share, then the others'.
+  void help(int id) {
+    const int threads = wanted.load(std::memory_order_relaxed);
+    for (int turn = 0; turn < threads; ++turn) {
+      std::atomic<uint64_t>& word = shares[(id + turn) % threads].word;
+      for (int64_t i; (i = claim(word, turn == 0)) >= 0;) {
+        body(context, i);
+        done.fetch_add(1, std::memory_order_release);
+      }
     }
   }
 
@@ -68,7 +84,7 @@ struct Pool {
         spins = 0;
       }
       heard = rung;
-      if (id < wanted.load(std::memory_order_relaxed)) help();
+      if (id < wanted.load(std::memory_order_relaxed)) help(id);
     }
   }
 
@@ -82,11 +98,15 @@ struct Pool {
     context = c;
     done.store(0, std::memory_order_relaxed);
     epoch = (epoch + 1) & 0xffff;
-    ticket.store(epoch << 48 | static_cast<uint64_t>(count) << kBits, std::memory_order_release);
+    const int64_t threads = wanted;
+    for (int64_t i = 0; i < threads; ++i) {
+      const uint64_t next = count * i / threads, end = count * (i + 1) / threads;
+      shares[i].word.store(epoch << 48 | end << kBits | next, std::memory_order_release);
+    }
     bell.fetch_add(1);
     if (sleepers.load() > 0)
       syscall(SYS_futex, &bell, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
-    help();
+    help(0);
     while (done.load(std::memory_order_acquire) != count) relax();
   }
 };
@@ -110,7 +130,7 @@ void run_loop(int64_t count, LoopBody body, void* context) {
 }
 
 int thread_count() { return pool().wanted; }
-void set_threads(int count) { pool().wanted = count > 1 ? count : 1; }
+void set_threads(int count) { pool().wanted = count < 1 ? 1 : count > kThreads ? kThreads : count; }
 
 }  // namespace ranvier
 

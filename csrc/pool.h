@@ -1,8 +1,10 @@
 // The library's own workers: one per further core, spinning briefly between calls, asleep after.
 //
-// A loop's indices are claimed one by one from a ticket that holds epoch, count and next index in one
-// word, so a worker that arrives late can never run an index of a loop that has ended, and the
-// caller never waits for a worker that has claimed nothing.
+// Each thread has a contiguous share of a loop's indices, the same share in every loop of that length:
+// what a core wrote in one loop it mostly finds in its own cache in the next. A thread takes from the
+// front of its share and, when that is empty, from the back of another's. A share holds epoch, next and
+// end in one word, so a worker that arrives late can never run an index of a loop that has ended, and
+// the caller never waits for a worker that has claimed nothing.
 #ifndef RANVIER_POOL_H_
 #define RANVIER_POOL_H_
 

@@ -85,12 +85,12 @@ int32_t first_at_least(const float* x, int64_t count, float value) {
   return 0;
 }
 
-// weights[i] = exp(x[i] / t - top / t), 0 below min_p.
+// weights[i] = exp((x[i] - top) / t), 0 below min_p.
 void weigh(const SampleRow& a, const float* x, float top, float* weights) {
-  const float rate = 1.0f / a.temperature, shift = top * rate;
+  const float rate = 1.0f / a.temperature;
   for (int64_t i = 0; i < a.vocab; i += 16) {
     const int64_t n = a.vocab - i;
-    V16 w = exp16(load_some(x + i, n) * rate - shift);
+    V16 w = exp16((load_some(x + i, n) - top) * rate);
     w = w >= a.min_p ? w : V16{};
     store_some(weights + i, w, n);
   }
