@@ -1,4 +1,4 @@
-"""The attention kernel equals float64 mathematics on every ISA; batch mates and chunks change nothing."""
+"""The attention kernel equals float64 mathematics on every ISA, whatever the batch and chunks."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from ranvier.cli.front import FrontOptions
 from ranvier.cli.settings import Options
 from ranvier.cli.wire import open_engine
 from ranvier.core.limits import LIMITS
@@ -21,15 +22,15 @@ __all__ = ["serve"]
 DRAIN_S = 30
 
 
-def serve(options: Options, front: dict[str, Any], start_s: float) -> None:
+def serve(options: Options, front: FrontOptions, start_s: float) -> None:
     """Serve until SIGINT or SIGTERM. Requests in flight get DRAIN_S seconds to finish."""
     phases = [("imports and options", time.perf_counter() - start_s)]
     engine, codec = open_engine(options, phases)
     _show(phases, time.perf_counter() - start_s)
     server = ServerOptions(
-        model_name=front["served_model_name"] or options.model,
-        api_keys=tuple(front["api_key"] or ()),
-        is_strict=front["strict_params"],
+        model_name=front.served_model_name[0] if front.served_model_name else options.model,
+        api_keys=front.api_key,
+        is_strict=front.strict_params,
     )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -48,15 +49,15 @@ def serve(options: Options, front: dict[str, Any], start_s: float) -> None:
         async with running():
             config = uvicorn.Config(
                 app,
-                host=front["host"],
-                port=front["port"],
-                uds=front["uds"],
+                host=front.host,
+                port=front.port,
+                uds=front.uds,
                 lifespan="off",
                 log_level="warning",
                 h11_max_incomplete_event_size=LIMITS.header_bytes_max,
                 timeout_graceful_shutdown=DRAIN_S,
             )
-            where = front["uds"] or f"http://{front['host']}:{front['port']}"
+            where = front.uds or f"http://{front.host}:{front.port}"
             print(f"ranvier: ready at {where} (model {server.model_name})", file=sys.stderr)
             await uvicorn.Server(config).serve()
 

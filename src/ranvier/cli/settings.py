@@ -10,12 +10,21 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ranvier.core.errors import ConfigError
 
-__all__ = ["DTYPES", "Options", "artifacts_folder", "cache_folder", "nearest", "parse_options"]
+__all__ = [
+    "DTYPES",
+    "Options",
+    "artifacts_folder",
+    "cache_folder",
+    "nearest",
+    "parse_options",
+    "parse_size",
+]
 
 LATER = (
     "quantization", "speculative_config", "enable_lora", "override_neuron_config",
@@ -71,6 +80,17 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     options = Options(**fields)
     _check(options)
     return options
+
+
+def parse_size(text: str) -> int:
+    """1k is 1000, 1K is 1024, 25.6k is 25600; m, g, t, M, G, T alike. Raises ConfigError."""
+    units = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+    units |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        return int(number) if unit == 1 else int(Decimal(number) * unit)
+    except (ValueError, ArithmeticError):
+        raise ConfigError(f"{text!r} is no whole number or size such as 4096, 4k or 4K.") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,24 @@
+"""`ranvier serve MODEL`: serve a model over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+
+from ranvier.cli.flags import add_engine_arguments, add_option_arguments, engine_options, given_for
+from ranvier.cli.front import FrontOptions
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_arguments(parser)
+    add_option_arguments(parser, FrontOptions, "server")
+
+
+def run(given: argparse.Namespace, start_s: float) -> int | None:
+    """Serve until SIGINT or SIGTERM."""
+    options, front = engine_options(given), FrontOptions(**given_for(given, FrontOptions))
+    from ranvier.cli.serve import serve
+
+    serve(options, front, start_s)
+    return None
