@@ -1,0 +1,1 @@
+"""AWS Neuron: instances, memory, roofline, versions, errors and checks. Host only."""

@@ -1,0 +1,323 @@
+"""Memory of one logical core: what a build puts there, and whether it fits.
+
+Every row carries its formula, so that a reader can check it by hand. Three rows are allowances
+that no public source gives; they are named as such. Nothing was measured on hardware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ranvier.core.errors import ConfigError
+from ranvier.targets.neuron.instances import GIB, Instance
+from ranvier.targets.numbers import MemorySizes, ModelNumbers, WeightGroup, dtype_bytes
+
+__all__ = [
+    "Degree",
+    "GqaRule",
+    "MemoryReport",
+    "MemoryRow",
+    "degrees",
+    "fit",
+    "gqa_rule",
+    "largest_lengths",
+    "lora_bytes",
+]
+
+PROGRAM_BYTES = 64 * 2**20
+"""Allowance: instructions and DMA rings of one loaded program."""
+RUNTIME_BYTES = GIB
+"""Allowance: runtime, collectives' buffers, fragmentation, per logical core."""
+
+
+@dataclass(frozen=True)
+class GqaRule:
+    """Heads after sharding over `t` cores: query heads padded to a multiple of t."""
+
+    query_heads: int
+    kv_heads: int
+    case: Literal["mha", "sharded", "replicated", "converted to mha"]
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """One thing that occupies a logical core's memory."""
+
+    kind: str
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReport:
+    """What one logical core holds. `problems` is empty when it fits and is legal."""
+
+    instance: str
+    tensor_parallel: int
+    limit_bytes: int
+    rows: tuple[MemoryRow, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def free_bytes(self) -> int:
+        return self.limit_bytes - self.total_bytes
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    def bytes_of(self, prefix: str) -> int:
+        """Bytes of the rows whose kind starts with `prefix`."""
+        return sum(row.bytes for row in self.rows if row.kind.startswith(prefix))
+
+
+@dataclass(frozen=True)
+class Degree:
+    """One tensor-parallel degree: legal, or why not; a note where it costs something."""
+
+    size: int
+    problem: str
+    note: str
+
+    @property
+    def is_legal(self) -> bool:
+        return not self.problem
+
+
+def gqa_rule(heads: int, kv_heads: int, tensor_parallel: int) -> GqaRule:
+    """Heads stored over all cores. Source: NxD Inference 0.9's GQA sharding rule."""
+    t = tensor_parallel
+    padded = math.ceil(heads / t) * t
+    if kv_heads == heads:
+        return GqaRule(padded, padded, "mha")
+    if kv_heads % t == 0:
+        return GqaRule(padded, kv_heads, "sharded")
+    if t % kv_heads == 0:
+        return GqaRule(padded, t, "replicated")
+    return GqaRule(padded, padded, "converted to mha")
+
+
+def degrees(
+    model: ModelNumbers, instance: Instance, *, logical_core_config: int | None = None
+) -> tuple[Degree, ...]:
+    """Every degree of the chip's list, with its legality for this model on this instance."""
+    cores = instance.logical_cores(logical_core_config)
+    return tuple(_degree(model, instance, t, cores) for t in instance.chip.tensor_parallel)
+
+
+def fit(
+    model: ModelNumbers,
+    sizes: MemorySizes,
+    instance: Instance,
+    tensor_parallel: int,
+    *,
+    logical_core_config: int | None = None,
+) -> MemoryReport:
+    """The memory of one logical core. Raises ConfigError for sizes that cannot be."""
+    _check(sizes, instance, tensor_parallel, logical_core_config)
+    rows = [
+        *_weights(model, sizes, tensor_parallel),
+        _kv("kv cache", model, sizes, tensor_parallel),
+    ]
+    if sizes.lora_slots:
+        rows.append(_lora(model, sizes, tensor_parallel))
+    if sizes.draft is not None:
+        drafted = _weights(sizes.draft, sizes, tensor_parallel)
+        weights = sum(row.bytes for row in drafted)
+        rows.append(MemoryRow("draft weights", weights, "the draft's weight rows, same rules"))
+        rows.append(_kv("draft kv cache", sizes.draft, sizes, tensor_parallel))
+    rows.append(_activations(model, sizes, tensor_parallel))
+    count = sizes.program_count
+    text = f"{count} programs x 64 MiB (allowance)"
+    rows.append(MemoryRow("programs", count * PROGRAM_BYTES, text))
+    rows.append(MemoryRow("runtime reserve", RUNTIME_BYTES, "1 GiB (allowance)"))
+    limit = instance.core_bytes(logical_core_config)
+    cores = instance.logical_cores(logical_core_config)
+    degree = _degree(model, instance, tensor_parallel, cores)
+    problems = [degree.problem] if degree.problem else []
+    problems += _overflow(rows, limit, instance)
+    return MemoryReport(
+        instance=instance.name,
+        tensor_parallel=tensor_parallel,
+        limit_bytes=limit,
+        rows=tuple(rows),
+        problems=tuple(problems),
+    )
+
+
+def largest_lengths(
+    model: ModelNumbers,
+    sizes: MemorySizes,
+    instance: Instance,
+    tensor_parallel: int,
+    *,
+    logical_core_config: int | None = None,
+) -> dict[int, int]:
+    """max_num_seqs -> the largest max_model_len that fits with KV for every sequence; 0: none.
+
+    Ensures: each length is a multiple of the block, at most the model's own.
+    """
+    block = sizes.block_tokens
+
+    def fits(seqs: int, blocks: int) -> bool:
+        length, step = blocks * block, max(sizes.max_num_batched_tokens, seqs)
+        tried = dataclasses.replace(
+            sizes, max_model_len=length, max_num_seqs=seqs, block_count=None,
+            max_num_batched_tokens=step,
+        )  # fmt: skip
+        report = fit(
+            model, tried, instance, tensor_parallel, logical_core_config=logical_core_config
+        )
+        return report.total_bytes <= report.limit_bytes
+
+    found: dict[int, int] = {}
+    for seqs in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        low, high = 0, model.model_len_max // block
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(seqs, middle) else (low, middle - 1)
+        found[seqs] = low * block
+    return found
+
+
+def lora_bytes(
+    model: ModelNumbers, rank: int, dtype: str, tensor_parallel: int, *, is_sharded: bool = True
+) -> float:
+    """Bytes of one adapter on all linears, per core.
+
+    Sharded: both factors cut, size/t. Else one factor is whole on every core: size/2 at best.
+    Source: AWS's LoRA capacity table (2 GB a core, rank 16, f32: Llama 70B 4 and 77 adapters).
+    """
+    d, q, kv = model.hidden, model.heads * model.head_size, model.kv_heads * model.head_size
+    ends = (d + q) + 2 * (d + kv) + (q + d) + 3 * (d + model.intermediate)
+    size = model.layers * rank * ends * dtype_bytes(dtype)
+    return size / tensor_parallel if is_sharded else size / 2
+
+
+def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int) -> Degree:
+    rule = gqa_rule(model.heads, model.kv_heads, t)
+    listed = ", ".join(map(str, instance.chip.tensor_parallel))
+    problem, notes = "", []
+    if t > cores:
+        problem = f"tensor_parallel_size={t} exceeds the {cores} logical cores of {instance.name}"
+    elif t not in instance.chip.tensor_parallel:
+        problem = (
+            f"tensor_parallel_size={t} is not among the degrees published for "
+            f"{instance.chip.name}: {listed}"
+        )
+    elif model.heads % t:
+        problem = f"{model.heads} query heads do not divide by {t}"
+    elif rule.case == "converted to mha":
+        problem = f"{model.kv_heads} KV heads and {t} cores: neither divides the other"
+    elif model.intermediate % t:
+        problem = f"intermediate_size={model.intermediate} does not divide by {t}"
+    if rule.case == "replicated" and rule.kv_heads > model.kv_heads:
+        notes.append(f"each KV head is stored {rule.kv_heads // model.kv_heads} times")
+    if model.vocab_size % t:
+        notes.append(f"the vocabulary is padded to a multiple of {t}")
+    return Degree(t, problem, "; ".join(notes))
+
+
+def _check(sizes: MemorySizes, instance: Instance, t: int, lnc: int | None) -> None:
+    if t < 1:
+        raise ConfigError(f"tensor_parallel_size must be at least 1, is {t}.")
+    allowed = instance.chip.logical_core_configs
+    if lnc is not None and lnc not in allowed:
+        raise ConfigError(
+            f"logical_nc_config={lnc} is not possible on {instance.name}: {instance.chip.name} "
+            f"allows {', '.join(map(str, allowed))}."
+        )
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_tokens"):
+        if getattr(sizes, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, is {getattr(sizes, name)}.")
+
+
+def _weights(model: ModelNumbers, sizes: MemorySizes, t: int) -> list[MemoryRow]:
+    rule = gqa_rule(model.heads, model.kv_heads, t)
+    rows: dict[str, list[tuple[float, str]]] = {}
+    for group in model.groups:
+        part = _share(group, rule, model, t)
+        bytes_each = dtype_bytes(group.dtype or sizes.dtype)
+        text = f"{group.elements:,}{part[1]} x {bytes_each:g} B"
+        rows.setdefault(group.kind, []).append((group.elements * part[0] * bytes_each, text))
+    return [
+        MemoryRow(
+            f"weights: {kind}",
+            math.ceil(sum(size for size, _ in parts)),
+            " + ".join(text for _, text in parts),
+        )
+        for kind, parts in rows.items()
+    ]
+
+
+def _share(group: WeightGroup, rule: GqaRule, model: ModelNumbers, t: int) -> tuple[float, str]:
+    """The part of a group that one core holds, as a number and as text."""
+    if group.sharding == "replicated":
+        return 1.0, ""
+    if group.sharding == "even":
+        return 1 / t, f" / {t}"
+    stored, heads = rule.query_heads, model.heads
+    if group.sharding == "kv":
+        stored, heads = rule.kv_heads, model.kv_heads
+    grown = "" if stored == heads else f" x {stored}/{heads} heads"
+    return stored / heads / t, f"{grown} / {t}"
+
+
+def _kv(kind: str, model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
+    """Block KV of one core. Source: NxD Inference 0.9, 2 x layers x blocks x block x heads x size."""
+    rule = gqa_rule(model.heads, model.kv_heads, t)
+    per_core, each = rule.kv_heads // t, dtype_bytes(sizes.kv_dtype)
+    tokens = sizes.blocks * sizes.block_tokens
+    size = 2 * model.layers * tokens * per_core * model.head_size * each
+    text = (
+        f"2 x {model.layers} layers x {sizes.blocks} blocks x {sizes.block_tokens} tokens x "
+        f"{per_core} heads x {model.head_size} x {each:g} B"
+    )
+    return MemoryRow(kind, math.ceil(size), text)
+
+
+def _lora(model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
+    each = lora_bytes(model, sizes.lora_rank, sizes.dtype, t)
+    text = f"{sizes.lora_slots} slots x rank {sizes.lora_rank} x (inputs + outputs) / {t}"
+    return MemoryRow("lora slots", math.ceil(sizes.lora_slots * each), text)
+
+
+def _activations(model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
+    """Largest live set of a step on the reference kernels, which hold a chunk's scores whole."""
+    rule = gqa_rule(model.heads, model.kv_heads, t)
+    tokens, context = min(sizes.max_num_batched_tokens, sizes.max_model_len), sizes.max_model_len
+    scores = tokens * context * (rule.query_heads // t) * 4
+    logits = sizes.max_num_seqs * math.ceil(model.vocab_size / t) * 4
+    stream = tokens * (2 * model.hidden + 2 * math.ceil(model.intermediate / t)) * 4
+    text = (
+        f"scores {tokens} x {context} x {rule.query_heads // t} heads x 4 B + {tokens} x (2 hidden "
+        f"+ 2 intermediate/{t}) x 4 B + logits {sizes.max_num_seqs} x vocabulary/{t} x 4 B "
+        "(allowance)"
+    )
+    return MemoryRow("activations", scores + logits + stream, text)
+
+
+def _overflow(rows: list[MemoryRow], limit: int, instance: Instance) -> list[str]:
+    total = sum(row.bytes for row in rows)
+    if total <= limit:
+        return []
+    weights = sum(row.bytes for row in rows if row.kind.startswith("weights"))
+    what = f"a logical core of {instance.name} has {limit / GIB:.1f} GiB"
+    if weights > limit:
+        return [
+            f"the weights alone take {weights / GIB:.1f} GiB, {what}: more tensor parallelism, "
+            "a larger instance or quantisation is needed"
+        ]
+    largest = max(rows, key=lambda row: row.bytes)
+    return [
+        f"{total / GIB:.1f} GiB are needed, {what}; the largest part is {largest.kind} with "
+        f"{largest.bytes / GIB:.1f} GiB: lower max_model_len, max_num_seqs or "
+        "max_num_batched_tokens, or raise tensor_parallel_size"
+    ]
