@@ -45,5 +45,6 @@ def _groups(spec: DecoderSpec, array: ArraySpec) -> list[WeightGroup]:
         ]
     if array.name == "o":
         return [WeightGroup(kind=kind, elements=elements, sharding="query", dtype=dtype)]
-    sharding = "replicated" if array.kind == "plain" else "even"
-    return [WeightGroup(kind=kind, elements=elements, sharding=sharding, dtype=dtype)]  # type: ignore[arg-type]
+    if array.kind == "plain":
+        return [WeightGroup(kind=kind, elements=elements, sharding="replicated", dtype=dtype)]
+    return [WeightGroup(kind=kind, elements=elements, sharding="even", dtype=dtype)]

@@ -271,7 +271,7 @@ def _share(group: WeightGroup, rule: GqaRule, model: ModelNumbers, t: int) -> tu
 
 
 def _kv(kind: str, model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
-    """Block KV of one core. Source: NxD Inference 0.9, 2 x layers x blocks x block x heads x size."""
+    """Block KV of one core, K and V. Source: NxD Inference 0.9's block layout."""
     rule = gqa_rule(model.heads, model.kv_heads, t)
     per_core, each = rule.kv_heads // t, dtype_bytes(sizes.kv_dtype)
     tokens = sizes.blocks * sizes.block_tokens
