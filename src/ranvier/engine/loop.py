@@ -70,8 +70,9 @@ class Engine:
     def turn(self) -> list[Event]:
         """One pass of the loop; returns the news since the last one."""
         if self.config.order == "overlapped":
-            self._launch()
-            if len(self._flying) > 1 or (self._flying and not self._can_plan()):
+            is_launched = self._launch()
+            # Nothing new in flight: only the result on the device can let the next plan go on.
+            if len(self._flying) > 1 or (self._flying and not (is_launched and self._can_plan())):
                 self._collect()
         else:
             self._launch()
@@ -97,11 +98,12 @@ class Engine:
     def _can_plan(self) -> bool:
         return any(s.left for s in self.scheduler.running) or bool(self.scheduler.waiting)
 
-    def _launch(self) -> None:
+    def _launch(self) -> bool:
+        """Plan and dispatch one step; whether one is in flight that was not before."""
         start_s = self._clock.now_s()
         launch = self.scheduler.plan()
         if launch is None:
-            return
+            return False
         for sequence, _, _ in launch.parts:
             if sequence.started_s is None:
                 sequence.started_s = start_s
@@ -110,10 +112,11 @@ class Engine:
             handle = self.runner.dispatch(launch.plan)
         except DeviceError as error:
             self._emit(self.scheduler.fail(launch, error.message))
-            return
+            return False
         self._flying.append((launch, handle))
         self._counts.steps += 1
         self._counts.padding_tokens += launch.plan.bucket - launch.plan.token_count
+        return True
 
     def _collect(self) -> None:
         launch, handle = self._flying.popleft()

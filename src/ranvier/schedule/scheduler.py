@@ -21,11 +21,10 @@ __all__ = ["Launch", "Scheduler"]
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One sample of a plan: whose it is, and whether it scores a prompt token."""
+    """One sample of a plan: whose it is, and which prompt token it scores (-1: it draws)."""
 
     sequence: Sequence
-    epoch: int
-    is_score: bool
+    scored: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,8 @@ class Scheduler:
                 sequence.computed = computed
         events = []
         for i, row in enumerate(launch.rows):
-            if row.is_score:
-                self._score(row.sequence, _logprobs(launch.plan.samples[i], result, i))
+            if row.scored >= 0:
+                self._score(row, _logprobs(launch.plan.samples[i], result, i))
                 continue
             event = self._append(row, i, launch, result)
             if event is not None:
@@ -188,9 +187,11 @@ class Scheduler:
             sequence.digest = self.pool.remember(block, sequence.digest, tokens, salt)
             sequence.remembered += 1
 
-    def _score(self, sequence: Sequence, entry: TokenLogprobs) -> None:
-        if sequence.prompt_logprobs is not None and not sequence.is_done:
-            sequence.prompt_logprobs.append(entry)
+    def _score(self, row: _Row, entry: TokenLogprobs) -> None:
+        found = row.sequence.prompt_logprobs
+        # After preemption the prompt is computed again: each of its tokens is scored once.
+        if found is not None and not row.sequence.is_done and len(found) == row.scored:
+            found.append(entry)
 
     def _append(self, row: _Row, i: int, launch: Launch, result: StepResult) -> Event | None:
         sequence = row.sequence
@@ -308,15 +309,15 @@ class _Draft:
         samples: list[Sample],
         rows: list[_Row],
     ) -> None:
-        start, epoch = sequence.planned, sequence.epoch
+        start = sequence.planned
         if sequence.is_scoring_prompt:
             for offset in range(min(count, sequence.prompt_count - 1 - start)):
-                target = sequence.tokens[start + offset + 1]
-                samples.append(sequence.score(chunk, offset, target))
-                rows.append(_Row(sequence, epoch, True))
+                target = start + offset + 1
+                samples.append(sequence.score(chunk, offset, sequence.tokens[target]))
+                rows.append(_Row(sequence, target))
         if count == sequence.left and sequence.request.params.max_tokens != 0:
             samples.append(sequence.sample(chunk, count - 1))
-            rows.append(_Row(sequence, epoch, False))
+            rows.append(_Row(sequence))
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

@@ -25,14 +25,26 @@ def next_token(history: list[int], uniform: float, vocab_size: int) -> int:
 
 
 class SimulatedRunner:
-    """A Runner without a device. `fault_rate` is the share of steps that raise DeviceError."""
+    """A Runner without a device.
 
-    def __init__(self, info: RunnerInfo, *, fault_rate: float = 0.0, seed: int = 0) -> None:
+    `fault_rate` is the share of steps that raise DeviceError at dispatch, `late_fault_rate` of
+    those that ran and raise it when they are collected.
+    """
+
+    def __init__(
+        self,
+        info: RunnerInfo,
+        *,
+        fault_rate: float = 0.0,
+        late_fault_rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self._info = info
         self._cache: dict[tuple[int, int], tuple[int, int]] = {}
         self._sampled: list[int] = []
         self._random = random.Random(seed)
         self._fault_rate = fault_rate
+        self._late_fault_rate = late_fault_rate
         self.steps = 0
         self.on_step: Callable[[StepPlan], None] | None = None
 
@@ -55,6 +67,8 @@ class SimulatedRunner:
         return self._result(tokens)
 
     def collect(self, handle: object) -> StepResult:
+        if self._random.random() < self._late_fault_rate:
+            raise DeviceError("The simulated device failed after its launch.")
         assert isinstance(handle, StepResult)
         return handle
 
