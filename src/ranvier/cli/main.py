@@ -24,6 +24,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("serve", "ranvier.cli.commands.serve", "serve a model over HTTP"),
     Command("compile", "ranvier.cli.commands.compile", "build the artifact and stop"),
+    Command("plan", "ranvier.cli.commands.plan", "what fits where, before anything is compiled"),
     Command("artifacts", "ranvier.cli.commands.artifacts", "list, verify or inspect artifacts"),
 )
 
