@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "sim": {"core", "schedule", "engine"},
     "native": {"core"},
     "artifact": {"core"},
-    "runtime": {"core", "artifact", "native"},
+    "runtime": {"core", "artifact", "native", "targets"},
     "targets": {"core"},
     "nn": {"core", "native"},
     "models": {"core", "nn"},

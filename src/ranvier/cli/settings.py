@@ -36,6 +36,10 @@ DTYPES = {
     "float32": "float32", "float": "float32",
 }  # fmt: skip
 
+FRAMEWORK_VARIABLE = "VLLM_NEURON_FRAMEWORK"
+FRAMEWORKS = {"neuronx-distributed-inference": "block", "transformers-neuronx": "contiguous"}
+"""vLLM's names of its Neuron back ends, and the KV layout that each stands for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -65,6 +69,18 @@ class Options:
     """Refuse to compile: a missing artifact is an error."""
     tensor_parallel_size: int = 1
     """Devices that share the model; only 1 is supported now."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu, cuda or neuron."""
+    target: str | None = None
+    """What to compile for, where the device does not tell: cpu, cuda, neuron-inf2, neuron-trn1,
+    neuron-trn2 or neuron-trn3."""
+    program_family: str = "auto"
+    """ragged (one program takes any mix of prefill and decode), unragged (prefill of one sequence
+    and decode of many are programs of their own) or auto: ragged where the target and the KV layout
+    are."""
+    kv_layout: str = "auto"
+    """block (KV in blocks, shared by prefix), contiguous (one region a sequence, unragged only) or
+    auto: as VLLM_NEURON_FRAMEWORK says, else block."""
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -80,7 +96,7 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         fields[name] = value
     options = Options(**fields)
     _check(options)
-    return options
+    return dataclasses.replace(options, kv_layout=_kv_layout(options))
 
 
 def parse_size(text: str) -> int:
@@ -123,9 +139,29 @@ def artifacts_folder(options: Options, model: Path) -> Path:
     return cache_folder() / "neuron-compiled-artifacts"
 
 
+def _kv_layout(options: Options) -> str:
+    """The layout named by the option; auto asks the variable of vLLM's Neuron back end."""
+    _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
+    named = os.environ.get(FRAMEWORK_VARIABLE, "")
+    if options.kv_layout != "auto":
+        return options.kv_layout
+    if named and named not in FRAMEWORKS:
+        raise ConfigError(
+            f"{FRAMEWORK_VARIABLE} is {named!r}.{nearest(named, FRAMEWORKS)}",
+            hint=f"Valid: {', '.join(FRAMEWORKS)}.",
+        )
+    return FRAMEWORKS.get(named, "block")
+
+
+def _choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; supported: {', '.join(known)}.")
+
+
 def _check(options: Options) -> None:
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
+    _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
     if options.tensor_parallel_size != 1:
         raise ConfigError("tensor_parallel_size: only 1 is supported yet.")
     for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):

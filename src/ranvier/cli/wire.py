@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from ranvier.cli.settings import (
-    DTYPES,
     Options,
     artifacts_folder,
     cache_folder,
     nearest,
     parse_options,
 )
+from ranvier.cli.sizes import choose_target, resolve_sizes
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CheckpointError, ConfigError
-from ranvier.core.limits import LIMITS
+from ranvier.core.errors import CheckpointError
 from ranvier.engine.llm import Offline
 from ranvier.engine.loop import Engine
 from ranvier.text.codec import TextCodec
 
 __all__ = ["LLM", "ensure_artifact", "locate", "open_codec", "open_engine"]
 
-LENGTH_DEFAULT = 4096
-BATCHED_DEFAULT = 1024
 FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
 """YNN's fusions have given wrong results on CPU in jax 0.10 and 0.11: off, in tests and here."""
 
@@ -54,9 +51,12 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     start = time.perf_counter()
     codec = open_codec(folder, runner.info.vocab_size, runner.info.model_len_max)
     phases.append(("load tokenizer", time.perf_counter() - start))
+    is_caching = options.enable_prefix_caching
+    if is_caching and runner.info.kv_layout == "contiguous":
+        _say("prefix caching is off: regions of the contiguous KV layout can't be shared")
+        is_caching = False
     config = EngineConfig(
-        max_num_batched_tokens=runner.info.token_buckets[-1],
-        enable_prefix_caching=options.enable_prefix_caching,
+        max_num_batched_tokens=runner.info.tokens_max, enable_prefix_caching=is_caching
     )
     return Engine(runner, config), codec
 
@@ -83,8 +83,9 @@ def ensure_artifact(options: Options) -> Path:
 
     checkpoint = open_checkpoint(model)
     spec = resolve(checkpoint.config)
-    sizes = _sizes(options, spec.model_len_max)
-    key = artifact_key(checkpoint, spec, sizes, FLAGS)
+    target = choose_target(options)
+    sizes = resolve_sizes(options, spec.model_len_max, target, _say)
+    key = artifact_key(checkpoint, sizes, target, FLAGS)
     root = artifacts_folder(options, model)
     is_required = options.require_artifacts
     return build_artifact(root, key, checkpoint, spec, sizes, _say, is_required=is_required)
@@ -103,51 +104,6 @@ def locate(model: str) -> Path:
         f"{model}: no such folder or file, and no demo model.{nearest(model, DEMOS)}",
         hint=f"Demo models: {', '.join(DEMOS)}.",
     )
-
-
-def _sizes(options: Options, model_len_max: int) -> Any:
-    from ranvier.build.buckets import token_buckets
-    from ranvier.build.programs import Sizes
-
-    length = options.max_model_len or min(model_len_max, LENGTH_DEFAULT)
-    if length > model_len_max:
-        raise ConfigError(
-            f"max_model_len={length} is above the model's own {model_len_max}.",
-            hint="Lower --max-model-len.",
-        )
-    batched = options.max_num_batched_tokens or max(BATCHED_DEFAULT, options.max_num_seqs)
-    per_sequence = -(-length // options.block_size)
-    half = -(-per_sequence * options.max_num_seqs // 2)
-    blocks = options.num_gpu_blocks_override or max(half, per_sequence)
-    kernels = _kernels()
-    return Sizes(
-        dtype=_dtype(options.dtype, kernels),
-        kernels=kernels,
-        max_model_len=length,
-        max_num_seqs=options.max_num_seqs,
-        block_tokens=options.block_size,
-        block_count=blocks + 1,
-        token_buckets=token_buckets(options.max_num_seqs, batched),
-        logprobs_max=LIMITS.logprobs_max,
-        edits_max=length + LIMITS.logit_bias_max,
-    )
-
-
-def _kernels() -> str:
-    """The kernels that this machine can run; says so when they are the slow ones."""
-    from ranvier.native import library
-
-    if library.register():
-        return "cpu"
-    _say("the CPU kernels are not built (no C++ compiler at install): plain JAX kernels, slower")
-    return "reference"
-
-
-def _dtype(named: str, kernels: str) -> str:
-    """auto is bfloat16, but float32 on the plain kernels: XLA is slow in bfloat16 on a CPU."""
-    if named == "auto":
-        return "bfloat16" if kernels == "cpu" else "float32"
-    return DTYPES[named]
 
 
 def _set_flags() -> None:
