@@ -48,6 +48,12 @@ inline void add(V16& sum, const T* w, const T* x) {
 #endif
 }
 
+#if defined(__AVX512F__)
+constexpr int kRowsAtOnce = 8;
+#else
+constexpr int kRowsAtOnce = 2;
+#endif
+
 template <typename T, int R>
 void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
   V16 acc[R][2] = {};
@@ -64,35 +70,59 @@ void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
   }
 }
 
-template <typename T>
-inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) scores_rows<T, 4>(a, q + r * a.size, k, out + r * kChunk);
-  for (; r < rows; ++r) scores_rows<T, 1>(a, q + r * a.size, k, out + r * kChunk);
-}
-
-template <typename T, int R>
-void values_rows(const Attention& a, const T* weights, const Runs<T>& runs, int64_t e, float* out) {
-  V16 acc[R] = {};
+// R rows by W columns of 16 values: enough sums at once to hide the latency of one.
+template <typename T, int R, int W>
+void values_tile(const Attention& a, const T* weights, const Runs<T>& runs, int64_t e, float* out) {
+  V16 acc[R][W] = {};
   for (int64_t i = 0; i < runs.count; ++i) {
     for (int64_t key = 0; key < kKeys; key += kStep<T>) {
       const T* const v = runs.v[i] + key * a.size + e * kStep<T>;
-      for (int r = 0; r < R; ++r) add(acc[r], v, weights + r * kChunk + i * kKeys + key);
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < W; ++c)
+          add(acc[r][c], v + 16 * kStep<T> * c, weights + r * kChunk + i * kKeys + key);
     }
   }
-  for (int r = 0; r < R; ++r) store16(out + r * a.size + e, acc[r]);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < W; ++c) store16(out + r * a.size + e + 16 * c, acc[r][c]);
+}
+
+template <typename T, int R>
+void values_rows(const Attention& a, const T* weights, const Runs<T>& runs, float* out) {
+  constexpr int kWide = kRowsAtOnce >= 8 && R <= 4 ? 4 : 2;
+  int64_t e = 0;
+  for (; e + 16 * kWide <= a.size; e += 16 * kWide)
+    values_tile<T, R, kWide>(a, weights, runs, e, out);
+  for (; e < a.size; e += 16) values_tile<T, R, 1>(a, weights, runs, e, out);
+}
+
+template <typename T, int R = kRowsAtOnce>
+inline void score_some(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
+  if constexpr (R > 1) {
+    if (rows < R) return score_some<T, R - 1>(a, q, rows, k, out);
+  }
+  scores_rows<T, R>(a, q, k, out);
+}
+
+template <typename T, int R = kRowsAtOnce>
+inline void value_some(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
+                       float* out) {
+  if constexpr (R > 1) {
+    if (rows < R) return value_some<T, R - 1>(a, weights, rows, runs, out);
+  }
+  values_rows<T, R>(a, weights, runs, out);
+}
+
+template <typename T>
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
+  for (int64_t r = 0; r < rows; r += kRowsAtOnce)
+    score_some<T>(a, q + r * a.size, rows - r, k, out + r * kChunk);
 }
 
 template <typename T>
 inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    for (int64_t e = 0; e < a.size; e += 16)
-      values_rows<T, 4>(a, weights + r * kChunk, runs, e, out + r * a.size);
-  for (; r < rows; ++r)
-    for (int64_t e = 0; e < a.size; e += 16)
-      values_rows<T, 1>(a, weights + r * kChunk, runs, e, out + r * a.size);
+  for (int64_t r = 0; r < rows; r += kRowsAtOnce)
+    value_some<T>(a, weights + r * kChunk, rows - r, runs, out + r * a.size);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // The linear kernel on vector registers; compiled once for each ISA, RANVIER_ISA its namespace.
 //
-// Six rows by one group of 32 outputs live in registers; weights stream through once per block of rows.
+// Up to kRows rows by one group of 32 outputs live in registers. The first block of rows streams the group's
+// weights from memory; the later ones find them in the cache and fetch the next group's meanwhile, so that
+// memory and arithmetic overlap.
 #include "linear_steps.h"
 #include "pool.h"
 
@@ -11,8 +13,22 @@
 namespace ranvier {
 namespace {
 
-constexpr int64_t kRows = 6;
-constexpr int64_t kAhead = 2048;  // bytes of weights fetched ahead of use
+#if defined(__AVX512F__)
+constexpr int kRows = 12;  // 24 sums in 32 registers
+#else
+constexpr int kRows = 3;  // 12 registers of sums in 16: a value takes two
+#endif
+constexpr int64_t kLine = 64;
+
+// What to fetch while a block of rows is multiplied: `lines` lines of `at` an input step.
+struct Ahead {
+  const char* at;
+  int64_t lines;
+};
+
+inline void fetch(Ahead& ahead) {
+  for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
+}
 
 inline void add_pair(V16& sum, const uint16_t* w, uint32_t pair) {
 #if defined(__AVX512BF16__)
@@ -29,12 +45,19 @@ inline void add_pair(V16& sum, const uint16_t* w, uint32_t pair) {
 }
 
 template <int R>
-void multiply(const uint16_t* x, int64_t depth, const uint16_t* w, float* sums) {
+inline void store_sums(const V16 (&acc)[R][2], float* sums) {
+  for (int r = 0; r < R; ++r) {
+    store16(sums + kGroup * r, acc[r][0]);
+    store16(sums + kGroup * r + 16, acc[r][1]);
+  }
+}
+
+template <int R>
+void multiply(const uint16_t* x, int64_t depth, const uint16_t* w, Ahead ahead, float* sums) {
   V16 acc[R][2] = {};
   const uint16_t* high = w + 16 * depth;
   for (int64_t i = 0; i < depth; i += 2, w += 32, high += 32) {
-    __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-    __builtin_prefetch(reinterpret_cast<const char*>(high) + kAhead);
+    fetch(ahead);
     for (int r = 0; r < R; ++r) {
       uint32_t pair;
       std::memcpy(&pair, x + r * depth + i, 4);
@@ -42,19 +65,15 @@ void multiply(const uint16_t* x, int64_t depth, const uint16_t* w, float* sums) 
       add_pair(acc[r][1], high, pair);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    store16(sums + 32 * r, acc[r][0]);
-    store16(sums + 32 * r + 16, acc[r][1]);
-  }
+  store_sums(acc, sums);
 }
 
 template <int R>
-void multiply(const float* x, int64_t depth, const float* w, float* sums) {
+void multiply(const float* x, int64_t depth, const float* w, Ahead ahead, float* sums) {
   V16 acc[R][2] = {};
   const float* high = w + 16 * depth;
   for (int64_t i = 0; i < depth; ++i, w += 16, high += 16) {
-    __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-    __builtin_prefetch(reinterpret_cast<const char*>(high) + kAhead);
+    fetch(ahead);
     const V16 w0 = load16(w), w1 = load16(high);
     for (int r = 0; r < R; ++r) {
       const V16 v = splat(x[r * depth + i]);
@@ -62,22 +81,23 @@ void multiply(const float* x, int64_t depth, const float* w, float* sums) {
       acc[r][1] += w1 * v;
     }
   }
-  for (int r = 0; r < R; ++r) {
-    store16(sums + 32 * r, acc[r][0]);
-    store16(sums + 32 * r + 16, acc[r][1]);
-  }
+  store_sums(acc, sums);
 }
 
-template <typename T>
-void multiply_rows(int64_t rows, const T* x, int64_t depth, const T* w, float* sums) {
-  switch (rows) {
-    case 1: return multiply<1>(x, depth, w, sums);
-    case 2: return multiply<2>(x, depth, w, sums);
-    case 3: return multiply<3>(x, depth, w, sums);
-    case 4: return multiply<4>(x, depth, w, sums);
-    case 5: return multiply<5>(x, depth, w, sums);
-    default: return multiply<6>(x, depth, w, sums);
+template <typename T, int R = kRows>
+void multiply_rows(int64_t rows, const T* x, int64_t depth, const T* w, Ahead ahead, float* sums) {
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_rows<T, R - 1>(rows, x, depth, w, ahead, sums);
   }
+  multiply<R>(x, depth, w, ahead, sums);
+}
+
+// A group has two lines an input step. One block of rows alone fetches both; of several the first has its
+// lines already, and the next two fetch one each.
+inline Ahead ahead_of(int64_t block, int64_t blocks, int64_t steps, const char* next) {
+  if (blocks == 1) return {next, 2};
+  if (blocks == 2) return {next, block == 1 ? 2 : 0};
+  return {next + (block - 1) * steps * kLine, block == 1 || block == 2 ? 1 : 0};
 }
 
 template <typename T>
@@ -90,12 +110,15 @@ void linear_of(const Linear& a) {
     for (int64_t row = 0; row < a.rows; ++row) prepare(row);
   }
   const T* const weight = static_cast<const T*>(a.weight);
+  const int64_t blocks = (a.rows + kRows - 1) / kRows;
+  const int64_t steps = a.depth * static_cast<int64_t>(sizeof(T)) / 4;
   parallel_for(group_count(a), [&](int64_t group) {
     const T* const w = weight + group * kGroup * a.depth;
-    for (int64_t row = 0; row < a.rows; row += kRows) {
-      const int64_t count = a.rows - row < kRows ? a.rows - row : kRows;
+    const char* const next = reinterpret_cast<const char*>(w + kGroup * a.depth);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = a.rows * block / blocks, count = a.rows * (block + 1) / blocks - row;
       float sums[kRows * kGroup];
-      multiply_rows<T>(count, x + row * a.depth, a.depth, w, sums);
+      multiply_rows<T>(count, x + row * a.depth, a.depth, w, ahead_of(block, blocks, steps, next), sums);
       for (int64_t r = 0; r < count; ++r) finish(a, row + r, group, sums + kGroup * r);
     }
   });
