@@ -21,16 +21,20 @@ MAY_IMPORT = {
     "engine": {"core", "schedule", "text"},
     "server": {"core", "engine", "text"},
     "sim": {"core", "schedule", "engine"},
+    "client": {"core"},
     "native": {"core"},
     "artifact": {"core"},
-    "runtime": {"core", "artifact", "native", "targets"},
+    "runtime": {"core", "artifact", "native"},
     "targets": {"core"},
     "nn": {"core", "native"},
     "models": {"core", "nn"},
     "weights": {"core"},
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
-NO_JAX = ("core", "schedule", "engine", "text", "server", "sim", "weights", "artifact", "targets")
+NO_JAX = (
+    "core", "schedule", "engine", "text", "server", "sim", "weights", "artifact", "targets",
+    "client",
+)  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}
 BANNED_NAMES = {"utils", "common", "helpers", "manager", "handler", "base", "misc"}

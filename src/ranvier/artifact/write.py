@@ -106,7 +106,7 @@ class ArtifactWriter:
         (self.folder / RECORD).unlink(missing_ok=True)
         manifest = Manifest(
             key=self.key,
-            programs=sorted(self._programs, key=_order),
+            programs=sorted(self._programs, key=lambda p: p.tokens),
             arrays=dict(sorted(self._arrays.items())),
             files=dict(sorted(self._files.items())),
             model=model,
@@ -129,10 +129,6 @@ class ArtifactWriter:
             return msgspec.json.decode(data, type=dict[str, FileEntry])
         except (OSError, msgspec.DecodeError):
             return {}
-
-
-def _order(program: ProgramEntry) -> tuple[str, int, int]:
-    return program.family, program.tokens, program.context
 
 
 def _program_files(name: str) -> tuple[str, str]:

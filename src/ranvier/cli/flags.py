@@ -2,7 +2,7 @@
 
 One source: a field's name, type, default and docstring make the flag, the config-file key, the
 keyword of `LLM` and the row of docs/config.md. Arguments have no argparse defaults, so that a
-namespace holds exactly what was given.
+namespace holds exactly what was given; a config file and the environment fill what is missing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ import argparse
 import ast
 import dataclasses
 import inspect
-import types
 import typing
-from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from ranvier.cli.settings import Options, nearest, parse_options, parse_size
+from ranvier.cli.dotted import gather_dotted
+from ranvier.cli.known import KNOWN
+from ranvier.cli.settings import (
+    Options,
+    environment,
+    nearest,
+    option_names,
+    parse_options,
+    read_config,
+    settle,
+)
+from ranvier.cli.values import is_kind, read_value
 from ranvier.core.errors import ConfigError
 
 __all__ = [
@@ -28,36 +38,65 @@ __all__ = [
     "given_for",
 ]
 
+KNOWN_PREFIX = "known:"
+
 
 class Parser(argparse.ArgumentParser):
     """Takes dashes or underscores, no abbreviations; names the nearest of an unknown option."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **given})
+        super().__init__(**{"allow_abbrev": False, "conflict_handler": "resolve", **given})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, rest = self.parse_known_args([_dashed(a) for a in args or ()], namespace)
+        words = gather_dotted([_dashed(a) for a in args or ()])
+        found, rest = self.parse_known_args(words, namespace)
         if rest:
             known = [name for action in self._actions for name in action.option_strings]
             raise ConfigError(f"Unknown option {rest[0]}.{nearest(rest[0], known)}")
+        if getattr(found, "config", None):
+            self._add_config(found)
         return found
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[:1].upper()}{message[1:]}.", hint=f"See {self.prog} --help.")
 
+    def _add_config(self, found: argparse.Namespace) -> None:
+        """What the file has and the command line has not."""
+        destinations = {a.dest.removeprefix(KNOWN_PREFIX): a.dest for a in self._actions}
+        for name, (value, place) in read_config(Path(found.config)).items():
+            if name not in destinations or name in ("help", "config"):
+                raise ConfigError(f"{place}: unknown option {name!r}.{nearest(name, destinations)}")
+            if not hasattr(found, destinations[name]):
+                setattr(found, destinations[name], value)
+
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --model and a flag for every field of Options."""
+    """MODEL, --model, --config, a flag for every field of Options and for vLLM's known options."""
     parser.add_argument("model_positional", nargs="?", metavar="MODEL", help="the model")
+    parser.add_argument("--config", help="a YAML file of options; the command line wins")
     add_option_arguments(parser, Options, "engine")
+    for name, known in KNOWN.items():
+        reading = _reading(bool if known.is_switch else str)
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(
+            flag, dest=KNOWN_PREFIX + name, default=argparse.SUPPRESS, help=argparse.SUPPRESS,
+            **reading,
+        )  # fmt: skip
 
 
 def engine_options(given: argparse.Namespace) -> Options:
     """Options of a command line that add_engine_arguments described. Raises ConfigError."""
-    fields = given_for(given, Options)
-    named = given.model_positional or fields.get("model")
+    found = vars(given)
+    known = {
+        k.removeprefix(KNOWN_PREFIX): v for k, v in found.items() if k.startswith(KNOWN_PREFIX)
+    }
+    settle({name: _plain(value) for name, value in known.items()})
+    fields = {name: found[name] for name in option_names(Options) if name in found}
+    named = given.model_positional or fields.get("model") or environment(["model"]).get("model")
     if not named:
         raise ConfigError("No model is named.", hint="Name one: ranvier serve MODEL.")
+    if given.model_positional and fields.get("model") not in (None, given.model_positional):
+        raise ConfigError(f"Two models: {given.model_positional} and {fields['model']}.")
     return parse_options({**fields, "model": named})
 
 
@@ -72,10 +111,10 @@ def add_option_arguments(parser: argparse.ArgumentParser, kind: type, title: str
 
 
 def given_for(given: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """What the command line gave for the fields of `kind`."""
-    names = (field.name for field in dataclasses.fields(kind))
-    found = {name: getattr(given, name) for name in names if hasattr(given, name)}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    """The fields of `kind` from command line, config file and environment, typed."""
+    names, hints = option_names(kind), typing.get_type_hints(kind)
+    found = {**environment(names), **{k: v for k, v in vars(given).items() if k in names}}
+    return {name: read_value(name, hints[name], value) for name, value in found.items()}
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -97,29 +136,29 @@ def _help(field: dataclasses.Field[Any], docs: dict[str, str]) -> str:
 
 
 def _reading(hint: Any) -> dict[str, Any]:
-    """argparse's settings for a type."""
-    kinds = _members(hint)
-    if bool in kinds:
+    """argparse's settings for a type; texts are parsed by values.read_value."""
+    if is_kind(hint, bool):
         return {"action": argparse.BooleanOptionalAction}
-    if int in kinds:
-        return {"type": parse_size}
-    if float in kinds:
-        return {"type": float}
-    if any(typing.get_origin(kind) is tuple for kind in kinds):
+    if is_kind(hint, tuple):
         return {"nargs": "+", "action": "extend"}
-    return {"type": str}
+    return {"metavar": "JSON"} if is_kind(hint, dict) else {}
 
 
-def _members(hint: Any) -> Sequence[Any]:
-    """The types of a union but None; else the type itself."""
-    if isinstance(hint, types.UnionType):
-        members: Iterable[Any] = typing.get_args(hint)
-        return [member for member in members if member is not types.NoneType]
-    return [hint]
+def _plain(value: Any) -> Any:
+    """The number that a text is, else the text: values of options that have no type here."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _dashed(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    head, dot, path = name.partition(".")
+    return head.replace("_", "-") + dot + path + equals + value

@@ -23,8 +23,9 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("serve", "ranvier.cli.commands.serve", "serve a model over HTTP"),
+    Command("chat", "ranvier.cli.commands.chat", "talk to a running server"),
+    Command("complete", "ranvier.cli.commands.complete", "let a running server complete text"),
     Command("compile", "ranvier.cli.commands.compile", "build the artifact and stop"),
-    Command("plan", "ranvier.cli.commands.plan", "what fits where, before anything is compiled"),
     Command("artifacts", "ranvier.cli.commands.artifacts", "list, verify or inspect artifacts"),
 )
 

@@ -1,6 +1,8 @@
-"""Options: the one place that reads the environment, and the strict parser of every option.
+"""Options, and the one place that reads the environment and config files.
 
-An unknown name is an error that names the nearest known one; nothing is ignored in silence.
+Parsing is strict: an unknown name is an error that names the nearest known one; a known option that
+changes nothing here is announced; nothing is ignored in silence. The order is: command line or
+keyword, config file, RANVIER_X, VLLM_X, default.
 """
 
 from __future__ import annotations
@@ -8,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import sys
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ranvier.cli.known import ENVIRONMENT, KNOWN
+from ranvier.cli.values import read_value
 from ranvier.core.errors import ConfigError
 
 __all__ = [
@@ -21,24 +26,21 @@ __all__ = [
     "Options",
     "artifacts_folder",
     "cache_folder",
+    "client_key",
     "environment",
     "nearest",
     "parse_options",
-    "parse_size",
+    "read_config",
+    "say",
+    "settle",
 ]
 
-LATER = (
-    "quantization", "speculative_config", "enable_lora", "override_neuron_config",
-    "additional_config", "pipeline_parallel_size", "data_parallel_size",
-)  # fmt: skip
 DTYPES = {
     "auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float32": "float32", "float": "float32",
 }  # fmt: skip
-
-FRAMEWORK_VARIABLE = "VLLM_NEURON_FRAMEWORK"
-FRAMEWORKS = {"neuronx-distributed-inference": "block", "transformers-neuronx": "contiguous"}
-"""vLLM's names of its Neuron back ends, and the KV layout that each stands for."""
+CONFIG_BYTES_MAX = 2**20
+OWN_VARIABLES = ("cache_root",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,22 @@ class Options:
     """Engine options, by vLLM's names; None means: chosen from the model and the machine."""
 
     model: str
-    """A Hugging Face folder, a .gguf file, or the name of a demo model."""
+    """A Hugging Face folder, a .gguf file, the name of a demo model, or a hub id (org/name)."""
+    tokenizer: str | None = None
+    """Another folder, file or hub id to take the tokenizer and the chat template from."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of a hub id given as tokenizer."""
+    download_dir: str | None = None
+    """Folder for files of the hub; default the hub's own cache."""
+    hf_overrides: dict[str, Any] | None = None
+    """Fields that replace those of the model's config.json."""
     dtype: str = "auto"
     """auto (bfloat16; float32 where the kernels are not built), bfloat16 or float32."""
     max_model_len: int | None = None
-    """Tokens of a prompt and its output together; default the model's, at most 4096."""
+    """Tokens of a prompt and its output together; default the model's, at most 4096; auto or -1:
+    the model's, or what fits in memory."""
     max_num_seqs: int = 32
     """Sequences that run at once."""
     max_num_batched_tokens: int | None = None
@@ -58,56 +71,59 @@ class Options:
     block_size: int = 32
     """Tokens of one KV block, a multiple of 32."""
     num_gpu_blocks_override: int | None = None
-    """KV blocks; default enough for every sequence at half the full length, at least one whole."""
+    """KV blocks, exactly; the device is whatever the target is."""
+    kv_cache_memory_bytes: int | None = None
+    """Bytes of the KV cache (sizes such as 4G); default: every sequence at half its full length."""
+    gpu_memory_utilization: float | None = None
+    """Share of the memory (a CPU's: the machine's or the container's) that everything together may
+    take; given, the KV cache grows within it, at most to every sequence at its full length."""
     enable_prefix_caching: bool = True
     """Reuse the KV of equal prefixes."""
     seed: int = 0
     """Seed of requests that bring none."""
+    chat_template: str | None = None
+    """A file with a chat template, or the template itself, instead of the model's."""
+    generation_config: str = "auto"
+    """Where default sampling parameters come from: auto (the model), vllm (none), or a folder."""
+    override_generation_config: dict[str, Any] | None = None
+    """Sampling parameters that replace those of the generation config."""
     artifacts: str | None = None
     """Folder of compiled artifacts; default NEURON_COMPILED_ARTIFACTS, else beside the model."""
     require_artifacts: bool = False
-    """Refuse to compile: a missing artifact is an error."""
+    """Refuse to compile: a missing or damaged artifact is an error."""
     tensor_parallel_size: int = 1
     """Devices that share the model; only 1 is supported now."""
-    device: str = "auto"
-    """Where the model runs: auto, cpu, cuda or neuron."""
-    target: str | None = None
-    """What to compile for, where the device does not tell: cpu, cuda, neuron-inf2, neuron-trn1,
-    neuron-trn2 or neuron-trn3."""
-    program_family: str = "auto"
-    """ragged (one program takes any mix of prefill and decode), unragged (prefill of one sequence
-    and decode of many are programs of their own) or auto: ragged where the target and the KV layout
-    are."""
-    kv_layout: str = "auto"
-    """block (KV in blocks, shared by prefix), contiguous (one region a sequence, unragged only) or
-    auto: as VLLM_NEURON_FRAMEWORK says, else block."""
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
-    """Options from names with dashes or underscores. Raises ConfigError."""
-    names = [field.name for field in dataclasses.fields(Options)]
+    """Options from names with dashes or underscores, then the environment. Raises ConfigError."""
+    fields = settle(given, Options)
+    for name, value in environment(option_names(Options)).items():
+        fields.setdefault(name, value)
+    hints = typing.get_type_hints(Options)
+    options = Options(**{n: read_value(n, hints[n], value) for n, value in fields.items()})
+    _check(options)
+    return options
+
+
+def settle(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
+    """The fields of `kinds` in `given`; known options are announced or refused, others refused."""
+    names = option_names(*kinds)
     fields: dict[str, Any] = {}
     for key, value in given.items():
         name = key.replace("-", "_")
-        if name in LATER:
-            raise ConfigError(f"The option {key} is not supported yet.")
-        if name not in names:
-            raise ConfigError(f"Unknown option {key!r}.{nearest(name, [*names, *LATER])}")
-        fields[name] = value
-    options = Options(**fields)
-    _check(options)
-    return dataclasses.replace(options, kv_layout=_kv_layout(options))
+        if name in names:
+            fields[name] = value
+        elif name in KNOWN:
+            _treat(name, value)
+        else:
+            raise ConfigError(f"Unknown option {key!r}.{nearest(name, [*names, *KNOWN])}")
+    return fields
 
 
-def parse_size(text: str) -> int:
-    """1k is 1000, 1K is 1024, 25.6k is 25600; m, g, t, M, G, T alike. Raises ConfigError."""
-    units = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-    units |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    try:
-        return int(number) if unit == 1 else int(Decimal(number) * unit)
-    except (ValueError, ArithmeticError):
-        raise ConfigError(f"{text!r} is no whole number or size such as 4096, 4k or 4K.") from None
+def option_names(*kinds: type) -> list[str]:
+    """The fields of options dataclasses."""
+    return [field.name for kind in kinds for field in dataclasses.fields(kind)]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -116,16 +132,63 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
-def environment() -> dict[str, str]:
-    """The variables that a check of the machine reports."""
-    prefixes = ("NEURON_", "RANVIER_", "VLLM_", "XLA_", "JAX_", "OMP_")
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
+def environment(names: Iterable[str], variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Options set by RANVIER_X, else by a documented VLLM_X, as text. Raises ConfigError."""
+    from ranvier.cli.front import FrontOptions
+
+    known = [*option_names(Options, FrontOptions), *OWN_VARIABLES]
+    own = {k[8:].lower(): v for k, v in variables.items() if k.startswith("RANVIER_")}
+    for name in own:
+        if name not in known:
+            hint = nearest("RANVIER_" + name.upper(), ["RANVIER_" + n.upper() for n in known])
+            raise ConfigError(f"Unknown variable RANVIER_{name.upper()}.{hint}")
+    wanted = set(names)
+    found = {name: value for name, value in own.items() if name in wanted and value}
+    for variable, (target, note) in ENVIRONMENT.items():
+        if variable not in variables:
+            continue
+        if target is None:
+            say(f"{variable} has no effect: {note}")
+        elif target in wanted and target not in found:
+            say(f"{target} is taken from {variable}")
+            found[target] = variables[variable] + note
+    return found
+
+
+def read_config(path: Path) -> dict[str, tuple[Any, str]]:
+    """A YAML file's options: name to (value, "file, line n"). Raises ConfigError."""
+    import yaml
+
+    try:
+        if path.stat().st_size > CONFIG_BYTES_MAX:
+            raise ConfigError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes.")
+        text = path.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: must hold options by name, holds {type(values).__name__}.")
+    assert isinstance(node, yaml.MappingNode)
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    return {
+        key.replace("-", "_"): (value, f"{path}, line {lines[key]}")
+        for key, value in values.items()
+    }
 
 
 def cache_folder() -> Path:
     """Where demo models and, by default, artifacts of read-only models live."""
     root = os.environ.get("RANVIER_CACHE_ROOT") or os.environ.get("VLLM_CACHE_ROOT")
     return Path(root).expanduser() if root else Path.home() / ".cache" / "ranvier"
+
+
+def client_key() -> str | None:
+    """The key that clients bring when none is named."""
+    return os.environ.get("OPENAI_API_KEY")
 
 
 def artifacts_folder(options: Options, model: Path) -> Path:
@@ -139,34 +202,43 @@ def artifacts_folder(options: Options, model: Path) -> Path:
     return cache_folder() / "neuron-compiled-artifacts"
 
 
-def _kv_layout(options: Options) -> str:
-    """The layout named by the option; auto asks the variable of vLLM's Neuron back end."""
-    _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
-    named = os.environ.get(FRAMEWORK_VARIABLE, "")
-    if options.kv_layout != "auto":
-        return options.kv_layout
-    if named and named not in FRAMEWORKS:
-        raise ConfigError(
-            f"{FRAMEWORK_VARIABLE} is {named!r}.{nearest(named, FRAMEWORKS)}",
-            hint=f"Valid: {', '.join(FRAMEWORKS)}.",
-        )
-    return FRAMEWORKS.get(named, "block")
+def say(line: str) -> None:
+    """One line for the user, on stderr."""
+    print(f"ranvier: {line}", file=sys.stderr, flush=True)
 
 
-def _choice(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name} is {value!r}; supported: {', '.join(known)}.")
+def _treat(name: str, value: Any) -> None:
+    """Announce a known option without effect; refuse one that can't be honoured."""
+    if value is None:
+        return
+    known = KNOWN[name]
+    if known.accepted is None or value in known.accepted:
+        say(f"{name}={value} changes nothing: {known.reason}")
+        return
+    told = ", ".join(map(str, known.accepted))
+    raise ConfigError(
+        f"{name}={value!r} is not supported: {known.reason}.",
+        hint=f"Accepted here: {told}." if told else f"Leave {name} out.",
+    )
 
 
 def _check(options: Options) -> None:
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
-    _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
     if options.tensor_parallel_size != 1:
         raise ConfigError("tensor_parallel_size: only 1 is supported yet.")
-    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+    positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
+    for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):
         value = getattr(options, name)
-        if value is not None and (type(value) is not int or value < 1):
+        is_auto = name == "max_model_len" and value == -1
+        if value is not None and value < 1 and not is_auto:
             raise ConfigError(f"{name} must be a positive integer, is {value!r}.")
     if options.block_size % 32:
         raise ConfigError(f"block_size must be a multiple of 32, is {options.block_size}.")
+    share = options.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"gpu_memory_utilization must be in (0, 1], is {share}.")
+    if options.num_gpu_blocks_override and options.kv_cache_memory_bytes:
+        raise ConfigError("Give num_gpu_blocks_override or kv_cache_memory_bytes, not both.")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"seed must be in [0, 2**32), is {options.seed}.")

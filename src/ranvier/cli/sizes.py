@@ -1,146 +1,160 @@
-"""From options to the target and the static sizes of a build."""
+"""From options and a model to the static sizes of a build, checked against the memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ranvier.cli.settings import DTYPES, Options
-from ranvier.core.buckets import BucketLimits, BucketSet
-from ranvier.core.errors import ConfigError, TargetError
-from ranvier.core.limits import LIMITS
-from ranvier.targets.table import DEVICES, TARGETS, Target, find_target
+import numpy as np
 
-__all__ = ["choose_target", "resolve_sizes"]
+from ranvier.build.buckets import token_buckets
+from ranvier.build.pack import weight_shapes
+from ranvier.build.programs import Sizes, cache_shapes
+from ranvier.cli.settings import DTYPES, Options, say
+from ranvier.core.errors import ConfigError
+from ranvier.core.limits import LIMITS
+from ranvier.models.spec import DecoderSpec
+from ranvier.native import library
+from ranvier.nn.kernels.linear.pack import DTYPES as ARRAY_DTYPES
+from ranvier.targets.host_memory import (
+    HostMemory,
+    MemoryNeed,
+    check_fit,
+    default_blocks,
+    host_memory,
+    largest_len,
+    share_blocks,
+)
+
+__all__ = ["Plan", "plan_sizes"]
 
 LENGTH_DEFAULT = 4096
 BATCHED_DEFAULT = 1024
-Notice = Callable[[str], None]
+SHARE_DEFAULT = 0.9
+"""Of all memory: what max_model_len=auto may fill."""
 
 
-def choose_target(options: Options) -> Target:
-    """--target by name, else by --device; auto takes the best device of this machine."""
-    if options.target is not None:
-        target = find_target(options.target)
-        if options.device not in ("auto", target.platform):
-            raise ConfigError(
-                f"--target {target.name} is no target of --device {options.device}.",
-                hint="Give one of the two.",
-            )
-        return target
-    if options.device not in DEVICES:
-        raise ConfigError(f"device is {options.device!r}; supported: {', '.join(DEVICES)}.")
-    if options.device in ("cpu", "cuda"):
-        return TARGETS[options.device]
-    from ranvier.runtime.device import local_target
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a build and what they take."""
 
-    found = local_target()
-    if options.device == "neuron" and not found.is_neuron:
-        raise TargetError(
-            "No Neuron device is here, so that its generation is not known.",
-            hint="To compile for one, name it: --target neuron-trn2.",
-        )
-    return found
+    spec: DecoderSpec
+    sizes: Sizes
+    need: MemoryNeed
+    memory: HostMemory
 
 
-def resolve_sizes(options: Options, model_len_max: int, target: Target, notice: Notice) -> Any:
-    """build.programs.Sizes: every static size, None replaced by what fits. Raises ConfigError."""
-    from ranvier.build.programs import Sizes
+def plan_sizes(options: Options, spec: DecoderSpec) -> Plan:
+    """Sizes that fit. Raises ConfigError, and TargetError naming the largest sizes that do fit."""
+    memory = host_memory()
+    share = options.gpu_memory_utilization
+    bound = int((share or SHARE_DEFAULT) * memory.total_bytes)
+    sizes = _sizes(options, spec)
+    need = _need(spec, sizes)
+    if options.max_model_len == -1:
+        length = largest_len(need, bound)
+        if length == 0:
+            check_fit(need, bound, "the share of memory for it")
+        sizes = replace(sizes, **_lengths(length, options))
+        say(f"max_model_len is {length}, of the model's {spec.model_len_max}")
+        need = _need(spec, sizes)
+    sizes = replace(sizes, block_count=_blocks(options, need, bound))
+    need = replace(need, block_count=sizes.block_count)
+    if share is not None:
+        check_fit(need, bound, f"gpu_memory_utilization={share} of the memory")
+    check_fit(need, memory.available_bytes, "the memory that is available")
+    return Plan(spec, sizes, need, memory)
 
-    length = _length(options, model_len_max)
-    is_ragged = _is_ragged(options, target)
-    kernels = _kernels(target, is_ragged, notice)
-    is_contiguous = options.kv_layout == "contiguous"
-    if is_contiguous and is_ragged:
+
+def _sizes(options: Options, spec: DecoderSpec) -> Sizes:
+    """Sizes with the default KV cache."""
+    length = options.max_model_len or min(spec.model_len_max, LENGTH_DEFAULT)
+    if length == -1:
+        length = spec.model_len_max
+    if length > spec.model_len_max:
         raise ConfigError(
-            "program_family=ragged: its programs have no contiguous KV layout.",
-            hint="Leave --program-family at auto, or --kv-layout at block.",
+            f"max_model_len={length} is above the model's own {spec.model_len_max}.",
+            hint="Lower --max-model-len; or, where the model can do it, raise its own with "
+            "--hf-overrides.max_position_embeddings.",
         )
-    # A region is one block that holds a whole sequence.
-    block_tokens = -(-length // 32) * 32 if is_contiguous else options.block_size
-    buckets = _buckets(options, length, block_tokens, is_ragged)
-    block_tokens = buckets.contexts[-1] if is_contiguous else block_tokens
-    return Sizes(
-        dtype=_dtype(options.dtype, kernels, target),
-        kernels=kernels,
-        max_model_len=length,
-        max_num_seqs=options.max_num_seqs,
-        block_tokens=block_tokens,
-        block_count=_blocks(options, length, is_contiguous, notice) + 1,
-        kv_layout="contiguous" if is_contiguous else "block",
-        buckets=buckets,
-        logprobs_max=LIMITS.logprobs_max,
-        edits_max=length + LIMITS.logit_bias_max,
-    )
-
-
-def _length(options: Options, model_len_max: int) -> int:
-    length = options.max_model_len or min(model_len_max, LENGTH_DEFAULT)
-    if length > model_len_max:
-        raise ConfigError(
-            f"max_model_len={length} is above the model's own {model_len_max}.",
-            hint="Lower --max-model-len.",
-        )
-    return length
-
-
-def _is_ragged(options: Options, target: Target) -> bool:
-    if options.program_family == "auto":
-        return target.is_ragged and options.kv_layout == "block"
-    if options.program_family == "ragged" and not target.is_ragged:
-        raise ConfigError(
-            f"program_family=ragged: {target.name} has no ragged attention kernel.",
-            hint="Leave --program-family at auto.",
-        )
-    return options.program_family == "ragged"
-
-
-def _buckets(options: Options, length: int, block_tokens: int, is_ragged: bool) -> BucketSet:
-    from ranvier.build.buckets import token_buckets
-    from ranvier.build.traffic import automatic_unragged
-
     batched = options.max_num_batched_tokens or max(BATCHED_DEFAULT, options.max_num_seqs)
-    if is_ragged:
-        return BucketSet(tokens=token_buckets(options.max_num_seqs, batched))
-    limits = BucketLimits(
-        max_model_len=length,
+    kernels = _kernels()
+    return Sizes(
+        dtype=_dtype(options.dtype, kernels),
+        kernels=kernels,
         max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=batched,
-        block_tokens=block_tokens,
+        block_tokens=options.block_size,
+        token_buckets=token_buckets(options.max_num_seqs, batched),
+        logprobs_max=LIMITS.logprobs_max,
+        **_lengths(length, options),
     )
-    return automatic_unragged(limits).buckets
 
 
-def _blocks(options: Options, length: int, is_contiguous: bool, notice: Notice) -> int:
-    """Blocks that sequences can own; the garbage block comes on top."""
-    named = options.num_gpu_blocks_override
-    if is_contiguous:
-        if named not in (None, options.max_num_seqs):
-            notice(
-                f"num_gpu_blocks_override={named} has no effect: the contiguous layout has one "
-                f"region a sequence, {options.max_num_seqs}"
-            )
-        return options.max_num_seqs
-    per_sequence = -(-length // options.block_size)
-    half = -(-per_sequence * options.max_num_seqs // 2)
-    return named or max(half, per_sequence)
+def _lengths(length: int, options: Options) -> dict[str, Any]:
+    """What follows from max_model_len."""
+    return {
+        "max_model_len": length,
+        "edits_max": length + LIMITS.logit_bias_max,
+        "block_count": default_blocks(length, options.max_num_seqs, options.block_size),
+    }
 
 
-def _kernels(target: Target, is_ragged: bool, notice: Notice) -> str:
-    """The functions that programs are made of; says so when a CPU gets the slow ones."""
-    if target.kernels != "cpu" or not is_ragged:
-        return "reference"
-    from ranvier.native import library
+def _blocks(options: Options, need: MemoryNeed, bound: int) -> int:
+    """Blocks of the cache, the garbage block among them. Raises ConfigError."""
+    whole = -(-need.max_model_len // need.block_tokens)
+    if options.num_gpu_blocks_override:
+        blocks, flag = options.num_gpu_blocks_override + 1, "--num-gpu-blocks-override"
+    elif options.kv_cache_memory_bytes:
+        blocks = options.kv_cache_memory_bytes // need.block_bytes
+        flag = "--kv-cache-memory-bytes"
+    elif options.gpu_memory_utilization:
+        blocks, flag = share_blocks(need, bound), "--gpu-memory-utilization"
+    else:
+        return need.block_count
+    if blocks < whole + 1:
+        raise ConfigError(
+            f"{max(blocks - 1, 0)} KV blocks hold {max(blocks - 1, 0) * need.block_tokens} tokens: "
+            f"not one sequence of max_model_len={need.max_model_len} ({whole} blocks).",
+            hint=f"Raise {flag} (a block is {need.block_bytes} bytes, one more is kept free) or "
+            "lower --max-model-len.",
+        )
+    return blocks
 
+
+def _need(spec: DecoderSpec, sizes: Sizes) -> MemoryNeed:
+    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels).values()
+    cache = cache_shapes(spec, replace(sizes, block_count=1))
+    item = np.dtype(ARRAY_DTYPES[sizes.dtype]).itemsize
+    return MemoryNeed(
+        weights_bytes=sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes),
+        block_bytes=(math.prod(cache.k) + math.prod(cache.v)) * item,
+        block_tokens=sizes.block_tokens,
+        block_count=sizes.block_count,
+        max_model_len=sizes.max_model_len,
+        max_num_seqs=sizes.max_num_seqs,
+        program_bytes=_program_bytes(spec, sizes),
+    )
+
+
+def _program_bytes(spec: DecoderSpec, sizes: Sizes) -> int:
+    """Activations of the largest step (f32, two generations alive) and its logits and edits."""
+    tokens, rows = sizes.token_buckets[-1], sizes.max_num_seqs
+    wide = 2 * spec.hidden + spec.qkv_size + spec.heads * spec.head_size + 2 * spec.intermediate
+    per_row = 2 * spec.vocab_size + 3 * sizes.edits_max
+    return 4 * (2 * tokens * wide + rows * per_row)
+
+
+def _kernels() -> str:
+    """The kernels that this machine can run; says so when they are the slow ones."""
     if library.register():
         return "cpu"
-    notice("the CPU kernels are not built (no C++ compiler at install): plain JAX kernels, slower")
+    say("the CPU kernels are not built (no C++ compiler at install): plain JAX kernels, slower")
     return "reference"
 
 
-def _dtype(named: str, kernels: str, target: Target) -> str:
-    """auto is bfloat16, but float32 on a CPU's plain kernels: XLA is slow in bfloat16 there."""
+def _dtype(named: str, kernels: str) -> str:
+    """auto is bfloat16, but float32 on the plain kernels: XLA is slow in bfloat16 on a CPU."""
     if named == "auto":
-        is_slow = target.name == "cpu" and kernels == "reference"
-        return "float32" if is_slow else "bfloat16"
+        return "bfloat16" if kernels == "cpu" else "float32"
     return DTYPES[named]

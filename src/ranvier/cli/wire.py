@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ranvier.cli.settings import (
     Options,
@@ -15,18 +16,26 @@ from ranvier.cli.settings import (
     cache_folder,
     nearest,
     parse_options,
+    say,
 )
-from ranvier.cli.sizes import choose_target, resolve_sizes
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CheckpointError
+from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.engine.llm import Offline
 from ranvier.engine.loop import Engine
-from ranvier.text.codec import TextCodec
+from ranvier.text.codec import DEFAULTS, TextCodec
+from ranvier.weights.checkpoint import Checkpoint, open_checkpoint
+from ranvier.weights.folder import ModelFolder
+from ranvier.weights.hub import fetch_hub, is_hub_id
+from ranvier.weights.override import OverriddenCheckpoint, TextSource
 
-__all__ = ["LLM", "ensure_artifact", "locate", "open_codec", "open_engine"]
+if TYPE_CHECKING:
+    from ranvier.cli.sizes import Plan
+
+__all__ = ["LLM", "ensure_artifact", "locate", "open_codec", "open_engine", "open_model", "plan"]
 
 FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
 """YNN's fusions have given wrong results on CPU in jax 0.10 and 0.11: off, in tests and here."""
+TEMPLATE_BYTES_MAX = 2**20
 
 Phases = list[tuple[str, float]]
 
@@ -49,68 +58,138 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
 
     runner = load_runner(folder, phases)
     start = time.perf_counter()
-    codec = open_codec(folder, runner.info.vocab_size, runner.info.model_len_max)
+    codec = open_codec(folder, runner.info.vocab_size, runner.info.model_len_max, options)
     phases.append(("load tokenizer", time.perf_counter() - start))
-    is_caching = options.enable_prefix_caching
-    if is_caching and runner.info.kv_layout == "contiguous":
-        _say("prefix caching is off: regions of the contiguous KV layout can't be shared")
-        is_caching = False
     config = EngineConfig(
-        max_num_batched_tokens=runner.info.tokens_max, enable_prefix_caching=is_caching
+        max_num_batched_tokens=runner.info.token_buckets[-1],
+        enable_prefix_caching=options.enable_prefix_caching,
     )
     return Engine(runner, config), codec
 
 
-def open_codec(folder: Path, vocab_size: int, model_len_max: int) -> TextCodec:
-    """The text side of an artifact."""
+def open_codec(
+    folder: Path, vocab_size: int, model_len_max: int, options: Options | None = None
+) -> TextCodec:
+    """The text side of an artifact, with what the options put in its place."""
     text = folder / "text"
-    return TextCodec(
+    tokenizer_config = json.loads((text / "tokenizer_config.json").read_text())
+    generation = json.loads((text / "generation_config.json").read_text())
+    ends = json.loads((folder / "config.json").read_text()).get("eos_token_id")
+    if options is not None:
+        generation = _generation(options, generation)
+        if options.chat_template is not None:
+            tokenizer_config["chat_template"] = _template(options.chat_template)
+    if generation.get("eos_token_id") is None and ends is not None:
+        generation["eos_token_id"] = ends
+    codec = TextCodec(
         (text / "tokenizer.json").read_text(encoding="utf-8"),
-        json.loads((text / "tokenizer_config.json").read_text()),
-        json.loads((text / "generation_config.json").read_text()),
+        tokenizer_config,
+        generation,
         vocab_size=vocab_size,
         model_len_max=model_len_max,
     )
+    changed = codec.default_sampling_params()
+    fields = msgspec.to_builtins(changed)
+    told = ", ".join(f"{name}={value}" for name, value in fields.items()) or "vLLM's own"
+    say(f"default sampling parameters: {told}")
+    return codec
 
 
 def ensure_artifact(options: Options) -> Path:
     """The artifact's folder for these options, built when missing."""
-    model = locate(options.model)
-    _set_flags()
+    checkpoint = open_model(options)
+    planned = plan(options, checkpoint)
     from ranvier.build.build import artifact_key, build_artifact
+
+    key = artifact_key(checkpoint, planned.spec, planned.sizes, FLAGS)
+    root = artifacts_folder(options, checkpoint.path)
+    return build_artifact(
+        root, key, checkpoint, planned.spec, planned.sizes, say,
+        is_required=options.require_artifacts,
+    )  # fmt: skip
+
+
+def open_model(options: Options) -> Checkpoint:
+    """The model's files, downloaded when they are not here. Raises CheckpointError."""
+    memo = cache_folder() / "hashes"
+    path = locate(options.model, options.revision, options.download_dir)
+    checkpoint = open_checkpoint(path, memo)
+    text = None
+    if options.tokenizer is not None and options.tokenizer != options.model:
+        text = _text_source(options)
+    if text is None and not options.hf_overrides:
+        return checkpoint
+    return OverriddenCheckpoint(checkpoint, options.hf_overrides or {}, text)
+
+
+def plan(options: Options, checkpoint: Checkpoint) -> Plan:
+    """The sizes of a build, checked against the memory. Imports jax."""
+    set_flags()
+    from ranvier.cli.sizes import plan_sizes
     from ranvier.models.table import resolve
-    from ranvier.weights.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(model)
-    spec = resolve(checkpoint.config)
-    target = choose_target(options)
-    sizes = resolve_sizes(options, spec.model_len_max, target, _say)
-    key = artifact_key(checkpoint, sizes, target, FLAGS)
-    root = artifacts_folder(options, model)
-    is_required = options.require_artifacts
-    return build_artifact(root, key, checkpoint, spec, sizes, _say, is_required=is_required)
+    return plan_sizes(options, resolve(checkpoint.config))
 
 
-def locate(model: str) -> Path:
-    """A folder, a file, or a demo model's file. Raises CheckpointError."""
+def locate(model: str, revision: str | None = None, download_dir: str | None = None) -> Path:
+    """A folder, a file, a demo model's file or a hub model's folder. Raises CheckpointError."""
     from ranvier.weights.demo import DEMOS, fetch_demo
 
     path = Path(model).expanduser()
     if path.exists():
         return path
     if model in DEMOS:
-        return fetch_demo(model, cache_folder() / "models", _say)
+        return fetch_demo(model, cache_folder() / "models", say)
+    if is_hub_id(model):
+        return fetch_hub(model, revision, download_dir)
     raise CheckpointError(
         f"{model}: no such folder or file, and no demo model.{nearest(model, DEMOS)}",
-        hint=f"Demo models: {', '.join(DEMOS)}.",
+        hint=f"Demo models: {', '.join(DEMOS)}. Hub models have the form org/name.",
     )
 
 
-def _set_flags() -> None:
+def set_flags() -> None:
+    """Put FLAGS into XLA_FLAGS; must come before jax makes a client."""
     flags = os.environ.get("XLA_FLAGS", "")
     if FLAGS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAGS}".strip()
 
 
-def _say(line: str) -> None:
-    print(f"ranvier: {line}", file=sys.stderr, flush=True)
+def _text_source(options: Options) -> TextSource:
+    """The model that lends its tokenizer."""
+    assert options.tokenizer is not None
+    path = locate(options.tokenizer, options.tokenizer_revision, options.download_dir)
+    if path.name == "tokenizer.json":
+        path = path.parent
+    return ModelFolder(path) if path.is_dir() else open_checkpoint(path)
+
+
+def _generation(options: Options, found: dict[str, Any]) -> dict[str, Any]:
+    """The generation config that the options choose, their overrides put in."""
+    source = options.generation_config
+    if source == "vllm":
+        found = {"eos_token_id": found.get("eos_token_id")}
+    elif source != "auto":
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"generation_config is {source!r}: not auto, vllm or a folder.")
+        found = ModelFolder(folder).fields("generation_config.json", is_required=True)
+    changes = options.override_generation_config or {}
+    for name in changes:
+        if name not in (*DEFAULTS, "eos_token_id"):
+            raise ConfigError(
+                f"override_generation_config: unknown field {name!r}.{nearest(name, DEFAULTS)}"
+            )
+    return {**found, **changes}
+
+
+def _template(named: str) -> str:
+    """A template from a file, or as it stands when it holds template syntax."""
+    if "{%" in named or "{{" in named:
+        return named
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"chat_template: {named}: no such file, and no template by itself.")
+    if path.stat().st_size > TEMPLATE_BYTES_MAX:
+        raise ConfigError(f"chat_template: {named}: larger than {TEMPLATE_BYTES_MAX} bytes.")
+    return path.read_text(encoding="utf-8")

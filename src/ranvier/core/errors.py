@@ -16,6 +16,7 @@ __all__ = [
     "ModelNotFound",
     "RanvierError",
     "RequestError",
+    "ServerError",
     "TargetError",
 ]
 
@@ -98,3 +99,10 @@ class DeviceError(RanvierError):
 
 class InternalError(RanvierError):
     """A bug in Ranvier."""
+
+
+class ServerError(RanvierError):
+    """The server that a client command talks to is not there, refused, or broke off."""
+
+    status = 502
+    exit_code = 6

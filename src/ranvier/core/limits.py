@@ -35,6 +35,8 @@ class Limits:
     """Undelivered events of one streaming client before it is cut off."""
     gguf_strings_max: int = 4_000_000
     """Strings in a GGUF metadata array."""
+    model_text_bytes_max: int = 64 * 2**20
+    """config.json, tokenizer.json and the other texts of a model folder, each."""
     header_json_bytes_max: int = 100 * 2**20
     """JSON header of a safetensors file."""
 

@@ -18,8 +18,9 @@ def serialize(compiled: Any) -> bytes:
     return bytes(compiled.runtime_executable().serialize())
 
 
-def deserialize(data: bytes, device: jax.Device) -> LoadedProgram:
-    """Load an executable for a device. Raises what the backend raises."""
+def deserialize(data: bytes) -> LoadedProgram:
+    """Load an executable for the first local device. Raises what the backend raises."""
+    device = jax.local_devices()[0]
     devices = xla_client.DeviceList((device,))
     return LoadedProgram(device.client.deserialize_executable(data, devices, None))
 

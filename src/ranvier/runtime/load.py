@@ -15,12 +15,11 @@ import numpy as np
 from ranvier.artifact.manifest import ArrayEntry, Manifest
 from ranvier.artifact.read import check_file, read_manifest
 from ranvier.core.errors import ArtifactError
+from ranvier.core.layout import MetaLayout
 from ranvier.core.step import RunnerInfo
 from ranvier.native import library
 from ranvier.runtime.compat import LoadedProgram, deserialize
-from ranvier.runtime.device import open_device
 from ranvier.runtime.runner import DeviceRunner
-from ranvier.targets.table import find_target
 
 __all__ = ["Phases", "load_runner"]
 
@@ -37,22 +36,25 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
                 "; ".join(fault for fault in faults if fault),
                 hint=f"Remove {folder} and build it again.",
             )
-    info, target = _info(manifest), find_target(manifest.key.target)
-    device = open_device(target)
+    info = _info(manifest)
     if manifest.model["kernels"] == "cpu" and not library.register():
         raise ArtifactError(
             f"{folder}: its programs call the CPU kernels, which are not built here.",
             hint="Install a C++ compiler and reinstall, or remove the artifact.",
         )
     with _timed(phases, "load programs"):
-        programs = {shape: _program(folder, shape.name, device) for shape in info.programs}
+        programs = {p.tokens: _program(folder, p.name) for p in manifest.programs}
+        layouts = {
+            p.tokens: MetaLayout(p.tokens, p.rows, info.blocks_per_sequence_max)
+            for p in manifest.programs
+        }
     with _timed(phases, "map weights"):
         weights = [
             _array(folder / "weights.bin", entry) for _, entry in sorted(manifest.arrays.items())
         ]
     with _timed(phases, "allocate cache"):
         state = _state(manifest)
-    runner = DeviceRunner(info, programs, weights, state)
+    runner = DeviceRunner(info, programs, layouts, weights, state)
     with _timed(phases, "warm programs"):
         runner.warm()
     return runner
@@ -68,7 +70,7 @@ def _timed(phases: Phases, name: str) -> Iterator[None]:
 def _info(manifest: Manifest) -> RunnerInfo:
     key, model = manifest.key, manifest.model
     return RunnerInfo(
-        buckets=key.buckets,
+        token_buckets=key.token_buckets,
         rows_max=key.max_num_seqs,
         block_tokens=key.block_tokens,
         block_count=key.block_count,
@@ -76,14 +78,14 @@ def _info(manifest: Manifest) -> RunnerInfo:
         vocab_size=int(model["vocab_size"]),
         logprobs_max=int(model["logprobs_max"]),
         edits_max=int(model["edits_max"]),
-        kv_layout=key.kv_layout,
+        programs=tuple(p.name for p in manifest.programs),
     )
 
 
-def _program(folder: Path, name: str, device: jax.Device) -> LoadedProgram:
+def _program(folder: Path, name: str) -> LoadedProgram:
     data = (folder / "programs" / f"{name}.bin").read_bytes()
     try:
-        return deserialize(data, device)
+        return deserialize(data)
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(
             f"{folder}/programs/{name}.bin: this runtime refuses it: {error}",

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ranvier.core.errors import DeviceError
 from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
-from ranvier.core.program import ProgramShape
 from ranvier.core.step import LogitEdits, RunnerInfo, Sample, StepPlan, StepResult
 from ranvier.runtime.compat import LoadedProgram
 
@@ -25,8 +24,7 @@ SAMPLE_FIELDS = ("top_k", "target_ids", "temperature", "top_p", "min_p", "unifor
 class _Buffers:
     """Host and resident buffers of one program."""
 
-    def __init__(self, shape: ProgramShape, info: RunnerInfo) -> None:
-        layout = shape.layout(info.block_tokens, info.model_len_max)
+    def __init__(self, layout: MetaLayout, info: RunnerInfo) -> None:
         self.layout = layout
         self.edits_shape = (layout.rows, info.edits_max, 3)
         self.allowed_shape = (layout.rows, -(-info.vocab_size // 32))
@@ -40,13 +38,14 @@ class DeviceRunner:
     def __init__(
         self,
         info: RunnerInfo,
-        programs: dict[ProgramShape, LoadedProgram],
+        programs: dict[int, LoadedProgram],
+        layouts: dict[int, MetaLayout],
         weights: list[jax.Array],
         state: dict[str, jax.Array],
     ) -> None:
         self._info = info
         self._programs = programs
-        self._buffers = {shape: _Buffers(shape, info) for shape in programs}
+        self._buffers = {bucket: _Buffers(layout, info) for bucket, layout in layouts.items()}
         self._weights = weights
         self._state = [state["k"], state["sampled"], state["v"]]
 
@@ -56,15 +55,15 @@ class DeviceRunner:
 
     def dispatch(self, plan: StepPlan) -> object:
         """Launch one step. Raises DeviceError."""
-        buffers = self._buffers[plan.program]
+        buffers = self._buffers[plan.bucket]
         meta = jax.device_put(_pack(plan, buffers.layout))
         edits, allowed = self._edits(plan, buffers)
         # Flat order of (weights, state, inputs): each dict's keys sorted.
         arguments = [*self._weights, *self._state, allowed, edits, meta]
         try:
-            *self._state, out = self._programs[plan.program](arguments)
+            *self._state, out = self._programs[plan.bucket](arguments)
         except RuntimeError as error:
-            raise DeviceError(f"Program {plan.program.name} failed: {error}") from error
+            raise DeviceError(f"Program step.t{plan.bucket} failed: {error}") from error
         return out, len(plan.samples)
 
     def collect(self, handle: object) -> StepResult:
@@ -87,8 +86,8 @@ class DeviceRunner:
 
     def warm(self) -> None:
         """Run every program once on nothing."""
-        for shape in self._programs:
-            self.collect(self.dispatch(StepPlan(shape, [], [])))
+        for bucket in self._info.token_buckets:
+            self.collect(self.dispatch(StepPlan(bucket, [], [])))
 
     def close(self) -> None:
         """Drop the device's memory."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer
 
 from ranvier.core.errors import CheckpointError, RequestError
@@ -14,7 +15,13 @@ from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.text.template import ChatTemplate
 
-__all__ = ["TextCodec"]
+__all__ = ["DEFAULTS", "TextCodec"]
+
+DEFAULTS = {
+    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens",
+}  # fmt: skip
+"""Fields of a generation config and the sampling parameters whose defaults they set, as in vLLM."""
 
 
 class TextCodec:
@@ -109,10 +116,13 @@ class TextCodec:
         )
 
     def default_sampling_params(self) -> SamplingParams:
-        """The model's generation_config over vLLM's defaults."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        found = {n: self.generation_config[n] for n in names if self.generation_config.get(n)}
-        return SamplingParams(**found)
+        """The model's generation_config over vLLM's defaults. Raises CheckpointError."""
+        given = {name: self.generation_config.get(name) for name in DEFAULTS}
+        found = {DEFAULTS[name]: value for name, value in given.items() if value is not None}
+        try:
+            return msgspec.convert(found, SamplingParams)
+        except (msgspec.ValidationError, RequestError) as error:
+            raise CheckpointError(f"generation_config.json: {error}") from None
 
     def _check_ids(self, params: SamplingParams) -> None:
         fields = {

@@ -5,8 +5,6 @@ Config and tensors by Hugging Face's names. Opens nothing outside the model's fo
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +12,18 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ranvier.core.errors import CheckpointError
+from ranvier.weights.folder import ModelFolder
+from ranvier.weights.revision import content_revision
 from ranvier.weights.safetensors import SafetensorsFile
 
 __all__ = ["Checkpoint", "FolderCheckpoint", "open_checkpoint"]
 
-JSON_BYTES_MAX = 64 * 2**20
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS_MAX = 4096
+TEXT_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 
 
 class Checkpoint(Protocol):
@@ -40,14 +45,17 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> NDArray[Any]: ...
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face folder or a GGUF file. Raises CheckpointError."""
+def open_checkpoint(path: Path, memo: Path | None = None) -> Checkpoint:
+    """Open a Hugging Face folder or a GGUF file. Raises CheckpointError.
+
+    `memo`: a folder in which hashes of unchanged files are remembered.
+    """
     if path.is_dir():
-        return FolderCheckpoint(path)
+        return FolderCheckpoint(path, memo)
     if path.suffix == ".gguf" and path.is_file():
         from ranvier.weights.gguf_checkpoint import GgufCheckpoint
 
-        return GgufCheckpoint(path)
+        return GgufCheckpoint(path, memo)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder.")
     raise CheckpointError(
@@ -58,35 +66,42 @@ def open_checkpoint(path: Path) -> Checkpoint:
 class FolderCheckpoint:
     """A Hugging Face folder: config.json, *.safetensors (one or sharded), tokenizer.json."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, memo: Path | None = None) -> None:
         self.path = path
-        self.config = self._json("config.json", is_required=True)
-        self.tokenizer_config = self._json("tokenizer_config.json")
-        self.generation_config = self._json("generation_config.json")
+        self._folder = ModelFolder(path)
+        self._memo = memo
+        self.config = self._folder.fields("config.json", is_required=True)
+        self.tokenizer_config = self._folder.tokenizer_config
+        self.generation_config = self._folder.fields("generation_config.json")
 
     @cached_property
     def _files(self) -> dict[str, SafetensorsFile]:
         """The file that holds each tensor."""
-        index = self._json("model.safetensors.index.json")
-        names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
-        files = [SafetensorsFile(self._inside(name)) for name in names]
-        return {tensor: file for file in files for tensor in file.names()}
+        index = self._index()
+        names = sorted(set(index.values())) if index else [SINGLE]
+        found: dict[str, SafetensorsFile] = {}
+        for name in names:
+            file = SafetensorsFile(self._weights(name))
+            for tensor in file.names():
+                if tensor in found:
+                    other = found[tensor].path.name
+                    raise CheckpointError(f"{file.path}: tensor {tensor!r} is in {other} too.")
+                found[tensor] = file
+        for tensor, name in index.items():
+            if tensor not in found or found[tensor].path.name != name:
+                raise CheckpointError(f"{self.path / INDEX}: {tensor!r} is not in {name}.")
+        return found
 
     @cached_property
     def revision(self) -> str:
-        """Fingerprint of the weights: names, sizes and times of the files, and the config."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for file in sorted({str(f.path) for f in self._files.values()}):
-            stat = Path(file).stat()
-            digest.update(f"{Path(file).name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        """Fingerprint of the weights and of the text side, by content."""
+        files = {file.path for file in self._files.values()}
+        present = (self._folder.inside(name) for name in TEXT_FILES)
+        return content_revision(files | {path for path in present if path.is_file()}, self._memo)
 
     def tokenizer_json(self) -> str:
         """The text of tokenizer.json. Raises CheckpointError when there is none."""
-        path = self._inside("tokenizer.json")
-        if not path.is_file():
-            raise CheckpointError(f"{path}: the model has no tokenizer.json.")
-        return path.read_text(encoding="utf-8")
+        return self._folder.tokenizer_json()
 
     def tensor_names(self) -> list[str]:
         return sorted(self._files)
@@ -102,30 +117,27 @@ class FolderCheckpoint:
             raise CheckpointError(f"{self.path}: the checkpoint has no tensor {name!r}.")
         return self._files[name]
 
-    def _inside(self, name: str) -> Path:
-        """A file of the folder; a hub cache's links into its blobs are followed, nothing else."""
-        if Path(name).name != name:
-            raise CheckpointError(f"{self.path}: file name {name!r} leaves the model's folder.")
-        path = self.path / name
-        if path.is_symlink():
-            target = path.resolve()
-            blobs = self.path.resolve().parent.parent / "blobs"
-            if not (target.is_relative_to(self.path.resolve()) or target.parent == blobs):
-                raise CheckpointError(f"{path}: a link that leaves the model's folder.")
-        return path
-
-    def _json(self, name: str, *, is_required: bool = False) -> dict[str, Any]:
-        path = self._inside(name)
-        if not path.is_file():
-            if is_required:
-                raise CheckpointError(f"{path}: missing; a model folder needs it.")
+    def _index(self) -> dict[str, str]:
+        """Tensor to file name, empty for a model in one file."""
+        fields = self._folder.fields(INDEX)
+        if not fields:
             return {}
-        if path.stat().st_size > JSON_BYTES_MAX:
-            raise CheckpointError(f"{path}: larger than {JSON_BYTES_MAX} bytes.")
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: not valid JSON.") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{path}: must hold a JSON object, holds {type(value).__name__}.")
-        return value
+        table = fields.get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+            raise CheckpointError(f"{self.path / INDEX}: weight_map must map tensors to files.")
+        count = len(set(table.values()))
+        if not 0 < count <= SHARDS_MAX:
+            raise CheckpointError(
+                f"{self.path / INDEX}: weight_map names {count} files, must be 1 to {SHARDS_MAX}."
+            )
+        return table
+
+    def _weights(self, name: str) -> Path:
+        path = self._folder.inside(name)
+        if path.is_file():
+            return path
+        others = sorted(p.name for p in self.path.glob("*.bin")) + sorted(
+            p.name for p in self.path.glob("*.pt*")
+        )
+        hint = f"{others[0]} holds pickles, which are never read." if others else ""
+        raise CheckpointError(f"{path}: missing; the weights of a model folder.", hint=hint)

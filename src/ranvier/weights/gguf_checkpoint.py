@@ -6,7 +6,6 @@ interleaved rope, and Gemma's norm weights carry the 1 of 1 + w.
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ranvier.core.errors import CheckpointError
 from ranvier.weights.gguf import GgufFile
 from ranvier.weights.gguf_tokenizer import tokenizer_json
+from ranvier.weights.revision import content_revision
 
 __all__ = ["GgufCheckpoint"]
 
@@ -57,8 +57,9 @@ WINDOW_PATTERN = 6
 class GgufCheckpoint:
     """One .gguf file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, memo: Path | None = None) -> None:
         self.path = path
+        self._memo = memo
         self._file = GgufFile(path)
         self._meta = self._file.metadata
         self._arch = str(self._meta.get("general.architecture"))
@@ -118,10 +119,8 @@ class GgufCheckpoint:
 
     @cached_property
     def revision(self) -> str:
-        """Fingerprint: size and time of the file and its tensor table."""
-        stat = self.path.stat()
-        text = f"{stat.st_size}:{stat.st_mtime_ns}:{sorted(self._file.names())}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Fingerprint of the file by its content."""
+        return content_revision([self.path], self._memo)
 
     def tokenizer_json(self) -> str:
         return tokenizer_json(self._meta, self.path)

@@ -1,0 +1,160 @@
+"""vLLM's options and variables that Ranvier knows without a field of its own: one literal table.
+
+An option with a field in Options or FrontOptions is honoured. One that is here is accepted for the
+values in `accepted`, with a notice that says why it changes nothing, and refused by name for any
+other value. Everything else is an unknown option.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["ANY", "ENVIRONMENT", "KNOWN", "Known"]
+
+ANY = None
+"""Accepted: every value."""
+
+
+class Known(NamedTuple):
+    """An option without effect (`accepted`: ANY or values) or without support (none accepted)."""
+
+    accepted: tuple[Any, ...] | None
+    reason: str
+    is_switch: bool = False
+
+
+_AHEAD = "every program is compiled ahead of time; nothing is captured or compiled while serving"
+_RECOMPUTE = "a sequence that loses its blocks is recomputed, never swapped"
+_ONE = "one device serves the model in this version"
+_SPECULATION = "speculative decoding is not supported yet"
+_LORA = "LoRA adapters are not supported yet"
+_MEDIA = "only text models are served in this version"
+_EXPERTS = "mixture-of-experts models are not supported yet"
+_LOOP = "the engine has one loop, in steps of its own"
+_TRANSFER = "KV caches are not moved between servers"
+_OFFLOAD = "weights are mapped from the artifact; the system pages them"
+_POOLING = "only text generation is served in this version"
+
+KNOWN: dict[str, Known] = {
+    # Satisfied otherwise.
+    "enforce_eager": Known(ANY, _AHEAD, True),
+    "compilation_config": Known(ANY, _AHEAD),
+    "optimization_level": Known(ANY, _AHEAD),
+    "max_seq_len_to_capture": Known(ANY, _AHEAD),
+    "max_cudagraph_capture_size": Known(ANY, _AHEAD),
+    "cudagraph_capture_sizes": Known(ANY, _AHEAD),
+    "swap_space": Known(ANY, _RECOMPUTE),
+    "trust_remote_code": Known(ANY, "code that comes with a model is never run", True),
+    "disable_log_requests": Known(ANY, "requests are not logged", True),
+    "served_model_name": Known(ANY, "names matter to a server only"),
+    "disable_log_stats": Known(ANY, "counters are at /metrics and cost nothing", True),
+    "aggregate_engine_logging": Known(ANY, "there is one engine", True),
+    "use_tqdm_on_load": Known(ANY, "progress is shown on a terminal only", True),
+    "disable_custom_all_reduce": Known(ANY, _ONE, True),
+    "async_scheduling": Known(ANY, _LOOP, True),
+    "use_v2_block_manager": Known(ANY, "there is one block allocator", True),
+    "enable_chunked_prefill": Known((True,), "long prompts are always prefilled in chunks", True),
+    "disable_cascade_attn": Known(ANY, "the attention kernel has no cascade", True),
+    "disable_sliding_window": Known((False,), "the model's own windows are used", True),
+    "skip_tokenizer_init": Known((False,), "the tokenizer is part of the artifact", True),
+    "disable_hybrid_kv_cache_manager": Known(ANY, "every layer keeps blocks of one size", True),
+    "multi_step_stream_outputs": Known(ANY, _LOOP, True),
+    "num_scheduler_steps": Known((1,), _LOOP),
+    "tokenizer_mode": Known(("auto", "hf", "fast"), "tokenizers are read from tokenizer.json"),
+    "load_format": Known(
+        ("auto", "safetensors", "gguf", "hf"), "the format is found from the files"
+    ),
+    "config_format": Known(("auto", "hf"), "the format is found from the files"),
+    "device": Known(("auto", "cpu"), "the target is chosen at build"),
+    "device_config": Known((), "the target is chosen at build"),
+    "runner": Known(("auto", "generate"), _POOLING),
+    "task": Known(("auto", "generate"), _POOLING),
+    "convert": Known(("auto", "none"), _POOLING),
+    "kv_cache_dtype": Known(("auto",), "the cache has the dtype of the weights"),
+    "pipeline_parallel_size": Known((1,), _ONE),
+    "data_parallel_size": Known((1,), _ONE),
+    "decode_context_parallel_size": Known((1,), _ONE),
+    "prefill_context_parallel_size": Known((1,), _ONE),
+    "nnodes": Known((1,), _ONE),
+    "node_rank": Known((0,), _ONE),
+    "distributed_executor_backend": Known(("uni", "mp"), _ONE),
+    "max_parallel_loading_workers": Known(ANY, _OFFLOAD),
+    "cpu_offload_gb": Known((0, 0.0), _OFFLOAD),
+    "calculate_kv_scales": Known((False,), "the cache is not scaled", True),
+    "enable_expert_parallel": Known((False,), _EXPERTS, True),
+    "enable_eplb": Known((False,), _EXPERTS, True),
+    "enable_lora": Known((False,), _LORA, True),
+    "enable_prompt_embeds": Known((False,), "prompts are text or token ids", True),
+    "enable_sleep_mode": Known((False,), "sleep mode is not supported", True),
+    "scheduling_policy": Known(("fcfs",), "requests are served in order of arrival"),
+    "prefix_caching_hash_algo": Known(ANY, "prefixes are keyed by their own collision-free hash"),
+    "logits_processors": Known(([], ()), "Python code in the sampling loop is not supported"),
+    "max_logprobs": Known((20,), "20 log-probabilities are compiled into the programs"),
+    "logprobs_mode": Known(("raw_logprobs",), "log-probabilities are of the raw logits"),
+    # Refused.
+    "quantization": Known((), "quantised weights are read from GGUF files only, so far"),
+    "quantization_param_path": Known((), "scales come with the checkpoint"),
+    "speculative_config": Known((), _SPECULATION),
+    "speculative_model": Known((), _SPECULATION),
+    "num_speculative_tokens": Known((), _SPECULATION),
+    "max_loras": Known((), _LORA),
+    "max_lora_rank": Known((), _LORA),
+    "max_cpu_loras": Known((), _LORA),
+    "lora_modules": Known((), _LORA),
+    "lora_dtype": Known((), _LORA),
+    "lora_extra_vocab_size": Known((), _LORA),
+    "fully_sharded_loras": Known((), _LORA, True),
+    "override_neuron_config": Known((), "the buckets of a Neuron target are chosen at build"),
+    "additional_config": Known((), "options have names of their own here"),
+    "model_loader_extra_config": Known((), _OFFLOAD),
+    "limit_mm_per_prompt": Known((), _MEDIA),
+    "mm_processor_kwargs": Known((), _MEDIA),
+    "mm_processor_cache_gb": Known((), _MEDIA),
+    "allowed_local_media_path": Known((), _MEDIA),
+    "allowed_media_domains": Known((), _MEDIA),
+    "media_io_kwargs": Known((), _MEDIA),
+    "pooler_config": Known((), _POOLING),
+    "override_pooler_config": Known((), _POOLING),
+    "hf_token": Known((), "give the token in the variable HF_TOKEN, never on a command line"),
+    "hf_config_path": Known((), "the config lies in the model's folder; see hf_overrides"),
+    "code_revision": Known((), "code that comes with a model is never run"),
+    "rope_scaling": Known((), "use hf_overrides={'rope_scaling': ...}"),
+    "rope_theta": Known((), "use hf_overrides={'rope_theta': ...}"),
+    "kv_transfer_config": Known((), _TRANSFER),
+    "kv_events_config": Known((), _TRANSFER),
+    "kv_offloading_size": Known((), _TRANSFER),
+    "kv_offloading_backend": Known((), _TRANSFER),
+    "attention_backend": Known((), "the target has one attention kernel"),
+    "attention_config": Known((), "the target has one attention kernel"),
+    "worker_cls": Known((), "foreign code is not run in the engine"),
+    "worker_extension_cls": Known((), "foreign code is not run in the engine"),
+    "scheduler_cls": Known((), "foreign code is not run in the engine"),
+    "structured_outputs_config": Known((), "structured output is not supported yet"),
+    "guided_decoding_backend": Known((), "structured output is not supported yet"),
+    "sleep_mode": Known((), "sleep mode is not supported", True),
+    "max_num_partial_prefills": Known((), "prompts are prefilled in order of arrival"),
+    "max_long_partial_prefills": Known((), "prompts are prefilled in order of arrival"),
+    "long_prefill_token_threshold": Known((), "prompts are prefilled in order of arrival"),
+}
+
+ENVIRONMENT: dict[str, tuple[str | None, str]] = {
+    "VLLM_API_KEY": ("api_key", ""),
+    "VLLM_CPU_KVCACHE_SPACE": ("kv_cache_memory_bytes", "G"),
+    "VLLM_CACHE_ROOT": ("cache_root", ""),
+    "VLLM_CPU_OMP_THREADS_BIND": (None, "the kernels use one thread per core"),
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": (None, "the kernels use one thread per core"),
+    "VLLM_BATCH_INVARIANT": (None, "results never depend on the batch"),
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": (None, "use hf_overrides={'max_position_embeddings': n}"),
+    "VLLM_USE_V1": (None, "there is one engine"),
+    "VLLM_ATTENTION_BACKEND": (None, "the target has one attention kernel"),
+    "VLLM_WORKER_MULTIPROC_METHOD": (None, "no process is forked"),
+    "VLLM_ENABLE_V1_MULTIPROCESSING": (None, "LLM runs in this process"),
+    "VLLM_USE_MODELSCOPE": (None, "models come from a folder, a file or the Hugging Face hub"),
+    "VLLM_HOST_IP": (None, "use --host"),
+    "VLLM_PORT": (None, "use --port"),
+    "VLLM_CONFIG_ROOT": (None, "use --config FILE"),
+    "VLLM_PLUGINS": (None, "plug-ins are not loaded"),
+    "VLLM_NO_USAGE_STATS": (None, "nothing is ever sent"),
+    "VLLM_DO_NOT_TRACK": (None, "nothing is ever sent"),
+}
+"""vLLM's variables: the option that each sets (with the unit of its value), or why it has none."""
