@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,14 @@ def byte_tokenizer(vocab_size):
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<pad>", "<s>", "</s>")])
     return tokenizer.to_str()
+
+
+def eventually(is_true, limit_s):
+    """Wait until something holds. Fails after limit_s."""
+    deadline_s = time.monotonic() + limit_s
+    while not is_true():
+        assert time.monotonic() < deadline_s, f"not within {limit_s} s"
+        threading.Event().wait(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from ranvier.cli.settings import parse_options
 from ranvier.cli.wire import open_engine
-from ranvier.engine.client import ThreadClient
 from ranvier.server.app import OPEN_PATHS, ServerOptions, make_app
+from tests.server.running import Server
 
 KEY = "secret"
 
 
-class Server:
-    """uvicorn in a thread, on a free loopback port."""
-
-    def __init__(self, options):
-        self.ready = threading.Event()
-        self.thread = threading.Thread(target=self.run, args=(options,), daemon=True)
-        self.thread.start()
-        assert self.ready.wait(200)
-
-    def run(self, options):
-        asyncio.run(self.main(options))
-
-    async def main(self, options):
-        self.engine, codec = open_engine(parse_options(options), [])
-        self.client = ThreadClient(self.engine)
-        server = ServerOptions(model_name="tiny", api_keys=(KEY,))
-        self.app = make_app(server, codec, self.client)
-        config = uvicorn.Config(self.app, port=0, log_level="error", lifespan="off")
-        self.server = uvicorn.Server(config)
-        task = asyncio.create_task(self.server.serve())
-        while not self.server.started:
-            await asyncio.sleep(0.01)
-        port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.ready.set()
-        await task
-        await self.client.close()
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join(20)
-
-
 @pytest.fixture(scope="module")
 def server(tiny_options):
-    running = Server(tiny_options)
+    engine, codec = open_engine(parse_options(tiny_options), [])
+    options = ServerOptions(model_name="tiny", api_keys=(KEY,))
+    running = Server(engine, lambda client: make_app(options, codec, client))
     yield running
     running.stop()
 

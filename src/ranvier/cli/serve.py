@@ -1,74 +1,106 @@
-"""`ranvier serve`: load, then serve on loopback until a signal; drains by default."""
+"""`ranvier serve`: the engine's process first, the HTTP side while it loads, then both.
+
+This process never imports jax. It owns the listening socket from the start, so that a port that is
+in use costs no compile.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import importlib
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
 
-import uvicorn
-
-from ranvier.cli.front import FrontOptions
+from ranvier.cli.engine_host import EngineHost
+from ranvier.cli.front import FrontOptions, bind_socket, check_front
 from ranvier.cli.settings import Options
-from ranvier.cli.wire import open_engine
-from ranvier.core.limits import LIMITS
-from ranvier.engine.client import ThreadClient
-from ranvier.server.app import ServerOptions, make_app
+from ranvier.cli.shutdown import Shutdown
+from ranvier.engine.message import Located, Phase, Ready
 
 __all__ = ["serve"]
 
-DRAIN_S = 30
+
+def serve(options: Options, front: FrontOptions, start_s: float) -> int:
+    """Serve until SIGINT or SIGTERM; requests in flight get front.shutdown_timeout to finish."""
+    check_front(front)
+    listener = bind_socket(front)
+    try:
+        import uvloop
+
+        return uvloop.run(_main(options, front, listener, start_s))
+    except asyncio.CancelledError:
+        return 130
+    finally:
+        listener.close()
+        if front.uds:
+            Path(front.uds).unlink(missing_ok=True)
 
 
-def serve(options: Options, front: FrontOptions, start_s: float) -> None:
-    """Serve until SIGINT or SIGTERM. Requests in flight get DRAIN_S seconds to finish."""
-    phases = [("imports and options", time.perf_counter() - start_s)]
-    engine, codec = open_engine(options, phases)
-    _show(phases, time.perf_counter() - start_s)
-    server = ServerOptions(
-        model_name=front.served_model_name[0] if front.served_model_name else options.model,
-        api_keys=front.api_key,
-        is_strict=front.strict_params,
-    )
+async def _main(
+    options: Options, front: FrontOptions, listener: socket.socket, start_s: float
+) -> int:
+    host, phases = EngineHost(options), _Phases(start_s)
+    phases.end("imports and options")
+    shutdown = Shutdown(asyncio.get_running_loop())
+    try:
+        loading = asyncio.ensure_future(_load(host, front, phases))
+        shutdown.on_first = loading.cancel
+        ready, folder = await loading
+        shutdown.on_first = None
+        from ranvier.cli.listen import Listener
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await state["app"](scope, receive, send)
-
-    state: dict[str, Any] = {}
-
-    @contextlib.asynccontextmanager
-    async def running() -> AsyncIterator[None]:
-        client = ThreadClient(engine)
-        state["app"] = make_app(server, codec, client, created=int(time.time()))
-        yield
-        await client.close()
-
-    async def main() -> None:
-        async with running():
-            config = uvicorn.Config(
-                app,
-                host=front.host,
-                port=front.port,
-                uds=front.uds,
-                lifespan="off",
-                log_level="warning",
-                h11_max_incomplete_event_size=LIMITS.header_bytes_max,
-                timeout_graceful_shutdown=DRAIN_S,
-            )
-            where = front.uds or f"http://{front.host}:{front.port}"
-            print(f"ranvier: ready at {where} (model {server.model_name})", file=sys.stderr)
-            await uvicorn.Server(config).serve()
-
-    import uvloop
-
-    with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(main())
+        serving = Listener(front, options.model, host, ready, folder)
+        return await serving.run(listener, shutdown, on_ready=phases.show)
+    finally:
+        await host.close()
 
 
-def _show(phases: list[tuple[str, float]], total_s: float) -> None:
-    """The start's phases; `other` makes them sum to the wall time."""
-    rows = [*phases, ("other", total_s - sum(s for _, s in phases)), ("total", total_s)]
-    for name, seconds in rows:
-        print(f"ranvier: {name:<24} {seconds:7.2f} s", file=sys.stderr)
+async def _load(host: EngineHost, front: FrontOptions, phases: _Phases) -> tuple[Ready, Path]:
+    """The engine; in its shadow the imports of the HTTP side."""
+    found: list[Path] = []
+
+    def hear(message: Located | Phase) -> None:
+        if isinstance(message, Located):
+            found.append(Path(message.folder))
+        else:
+            phases.add(message.name, message.seconds)
+
+    connecting = asyncio.ensure_future(host.connect(hear, front.engine_stall_timeout))
+    try:
+        await asyncio.to_thread(importlib.import_module, "ranvier.cli.listen")
+        ready = await connecting
+    finally:
+        connecting.cancel()
+    return ready, found[0]
+
+
+class _Phases:
+    """Names and lengths of the start's phases, one after the other."""
+
+    def __init__(self, start_s: float) -> None:
+        self._rows: list[tuple[str, float]] = []
+        self._start_s = self._last_s = start_s
+
+    def end(self, name: str) -> None:
+        """A phase that began where the last one ended."""
+        now_s = time.perf_counter()
+        self._rows.append((name, now_s - self._last_s))
+        self._last_s = now_s
+
+    def add(self, name: str, seconds: float) -> None:
+        """A phase that the engine measured; before the first lies the start of its process."""
+        if len(self._rows) == 1:
+            self.end("start engine process")
+            before, between_s = self._rows.pop()
+            self._rows.append((before, between_s - seconds))
+        self._rows.append((name, seconds))
+        self._last_s = time.perf_counter()
+
+    def show(self) -> None:
+        """Print them; `other` makes them sum to the wall time."""
+        total_s = time.perf_counter() - self._start_s
+        rest_s = total_s - sum(seconds for _, seconds in self._rows)
+        for name, seconds in [*self._rows, ("other", rest_s), ("total", total_s)]:
+            print(f"ranvier: {name:<24} {seconds:7.2f} s", file=sys.stderr)

@@ -35,7 +35,7 @@ class Request(msgspec.Struct, kw_only=True):
     cache_salt: str = ""
 
 
-class TokenLogprobs(msgspec.Struct):
+class TokenLogprobs(msgspec.Struct, array_like=True):
     """Log-probabilities at one position: the token's own, its rank (1 is best), the top ones."""
 
     token_id: int
@@ -45,7 +45,7 @@ class TokenLogprobs(msgspec.Struct):
     top_logprobs: list[float] = []
 
 
-class Event(msgspec.Struct, kw_only=True):
+class Event(msgspec.Struct, kw_only=True, array_like=True):
     """News of one sequence: new tokens, or its end, or both.
 
     `index` is the sequence within the request. `prompt_logprobs` comes once, with the first event
@@ -81,5 +81,4 @@ class EngineStats(msgspec.Struct, kw_only=True):
     padding_tokens: int = 0
     compiles_after_ready: int = 0
     step_tokens: list[int] = []
-    last_step_s: float = 0.0
     host_ms_p50: float = 0.0

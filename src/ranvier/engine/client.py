@@ -1,144 +1,251 @@
-"""EngineClient: the server's view of an engine, asyncio on one side, turns on the other.
+"""EngineClient: the server's view of an engine, and SocketClient: one in a process of its own.
 
-The engine runs in a thread of its own here. Events of a turn reach the loop in one call; a stream
+All of it runs on one event loop. Events of a turn arrive in one message and are handed to their
+streams as they are: the work a token causes does not grow with streams or with output. A stream
 whose reader is too slow is cut off, so that no buffer grows without bound.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ranvier.core.errors import CapacityError, InternalError, RanvierError
+import msgspec
+
+from ranvier.core.errors import CapacityError, InternalError, RanvierError, RequestError
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
-from ranvier.engine.loop import Engine
+from ranvier.engine.message import (
+    HEAD_BYTES,
+    Admit,
+    Cancel,
+    Failure,
+    FromEngine,
+    Located,
+    News,
+    Phase,
+    ProtocolFault,
+    Ready,
+    Refused,
+    ResetPrefixCache,
+    Stop,
+    ToEngine,
+    decode,
+    frame,
+    frame_size,
+)
 
-__all__ = ["EngineClient", "ThreadClient"]
+__all__ = ["EngineClient", "SocketClient", "Stream"]
 
-IDLE_S = 0.05
+Receive = Callable[[Located | Phase], None]
 
 
 class EngineClient(Protocol):
     """What the server asks of an engine."""
 
-    @property
-    def is_alive(self) -> bool: ...
-    def generate(self, request: Request) -> AsyncIterator[Event]: ...
+    def submit(self, requests: Sequence[Request]) -> Stream: ...
     def cancel(self, request_id: str, index: int | None = None) -> None: ...
+    def trouble(self) -> str | None: ...
     def stats(self) -> EngineStats: ...
-    async def close(self) -> None: ...
+    def reset_prefix_cache(self) -> None: ...
 
 
-class _Stream:
-    def __init__(self, count: int) -> None:
-        self.events: asyncio.Queue[Event | RanvierError] = asyncio.Queue()
-        self.open = count
+class Stream:
+    """Events of some requests, in batches as they come, until each sequence has ended.
 
+    Use it as an async context manager: leaving it early cancels what is open.
+    """
 
-class ThreadClient:
-    """An engine in a thread of this process."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._streams: dict[str, _Stream] = {}
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    def __init__(self, client: SocketClient, requests: Sequence[Request]) -> None:
+        self._client = client
+        self._open = {r.request_id: r.params.sequence_count for r in requests}
+        self._events: list[Event] = []
         self._error: RanvierError | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._news = asyncio.Event()
 
-    @property
-    def is_alive(self) -> bool:
-        return self._error is None and self._thread.is_alive()
+    async def __aenter__(self) -> Stream:
+        return self
 
-    async def generate(self, request: Request) -> AsyncIterator[Event]:
-        """Events of a request until each of its sequences has ended. Raises what admit raises.
+    async def __aexit__(self, *_: object) -> None:
+        for name in self._open:
+            self._client.forget(name)
+        self._open = {}
 
-        Leaving the iterator early cancels the request.
-        """
-        if not self.is_alive:
-            raise self._error or InternalError("The engine is not running.")
-        stream = _Stream(request.params.sequence_count)
-        self._streams[request.request_id] = stream
-        self._commands.put(lambda: self._admit(request))
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        """All events since the last call. Raises the error that ended the stream."""
+        if not self._events and self._error is None:
+            if not self._open:
+                raise StopAsyncIteration
+            await self._news.wait()
+        if self._error is not None:
+            raise self._error
+        self._news.clear()
+        events, self._events = self._events, []
+        for event in events:
+            if event.finish_reason is not None:
+                self._count_end(event.request_id)
+        return events
+
+    def put(self, event: Event) -> None:
+        if len(self._events) >= LIMITS.stream_events_max:
+            self.fail(CapacityError("The reader of this stream is too slow."))
+            return
+        self._events.append(event)
+        self._news.set()
+
+    def fail(self, error: RanvierError) -> None:
+        if self._error is None:
+            self._error = error
+            self._news.set()
+
+    def _count_end(self, request_id: str) -> None:
+        self._open[request_id] -= 1
+        if not self._open[request_id]:
+            del self._open[request_id]
+            self._client.close_stream(request_id)
+
+
+class SocketClient:
+    """The engine at the other end of a socket. `stall_s` without a word from it is trouble."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stall_s: float
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._stall_s = stall_s
+        self._streams: dict[str, Stream] = {}
+        self._stats = EngineStats()
+        self._error: RanvierError | None = None
+        self._heard_s = time.monotonic()
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+        self._task: asyncio.Task[None] | None = None
+        self.on_stats: Callable[[EngineStats], None] | None = None
+
+    async def start(self, receive: Receive) -> Ready:
+        """Wait until the engine is ready. Raises what its start raised."""
         try:
-            while stream.open:
-                item = await stream.events.get()
-                if isinstance(item, RanvierError):
-                    raise item
-                stream.open -= item.finish_reason is not None
-                yield item
-        finally:
-            self._streams.pop(request.request_id, None)
-            if stream.open:
-                self.cancel(request.request_id)
+            while not isinstance(message := await self._next(), Ready):
+                if isinstance(message, Failure):
+                    raise message.error()
+                if isinstance(message, (Located, Phase)):
+                    receive(message)
+        except (EOFError, ProtocolFault, OSError) as error:
+            raise InternalError("The engine process ended while it started.") from error
+        self._heard_s = time.monotonic()
+        self._task = asyncio.create_task(self._listen())
+        return message
+
+    def submit(self, requests: Sequence[Request]) -> Stream:
+        """Send requests to the engine. Raises InternalError when it is gone.
+
+        Raises RequestError for an id that is in use.
+        """
+        if self._error is not None:
+            raise self._error
+        for request in requests:
+            if request.request_id in self._streams:
+                raise RequestError(
+                    f"Request id {request.request_id!r} is in use.", param="request_id"
+                )
+        stream = Stream(self, requests)
+        self._send(Admit(list(requests)))
+        for request in requests:
+            self._streams[request.request_id] = stream
+        return stream
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
-        self._commands.put(lambda: self._engine.cancel(request_id, index))
+        """End a request or one of its sequences; its last event is not waited for."""
+        self._send(Cancel(request_id, index))
+
+    def forget(self, request_id: str) -> None:
+        """Cancel a request whose stream is no longer read."""
+        if self._streams.pop(request_id, None) is not None:
+            self.cancel(request_id)
+
+    def close_stream(self, request_id: str) -> None:
+        """A request has ended; nothing more is expected of it."""
+        self._streams.pop(request_id, None)
+
+    def trouble(self) -> str | None:
+        """Why the engine cannot serve, or None."""
+        if self._error is not None:
+            return self._error.message
+        silent_s = time.monotonic() - self._heard_s
+        if silent_s > self._stall_s:
+            return f"The engine has been stuck for {silent_s:.0f} s."
+        return None
 
     def stats(self) -> EngineStats:
-        return self._engine.stats()
+        """The latest numbers, at most a second old."""
+        return self._stats
+
+    def reset_prefix_cache(self) -> None:
+        self._send(ResetPrefixCache())
 
     async def close(self) -> None:
-        """Stop the thread; open requests end with an error."""
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        """Tell the engine to end; open streams end with an error."""
+        self._send(Stop())
+        self._end(InternalError("The server is shutting down."))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._writer.close()
 
-    def _admit(self, request: Request) -> None:
+    def _send(self, message: ToEngine) -> None:
+        if self._error is None:
+            self._writer.write(frame(message))
+
+    async def _next(self) -> FromEngine:
         try:
-            self._engine.admit(request)
-        except RanvierError as error:
-            self._call(self._fail, request.request_id, error)
+            size = frame_size(await self._reader.readexactly(HEAD_BYTES))
+            return decode(await self._reader.readexactly(size), self._decoder)
+        except asyncio.IncompleteReadError:
+            raise EOFError from None
 
-    def _run(self) -> None:
+    async def _listen(self) -> None:
+        """Deliver messages until the connection ends."""
+        error = InternalError("The engine process has died.", hint="Restart the server.")
         try:
-            while self._drain(is_idle=not self._engine.has_work):
-                events = self._engine.turn()
-                if events:
-                    self._call(self._deliver, events)
-            self._stop(InternalError("The engine was stopped."))
-        except Exception as error:
-            self._stop(InternalError(f"The engine failed: {type(error).__name__}: {error}"))
-            raise
+            while True:
+                message = await self._next()
+                self._heard_s = time.monotonic()
+                if isinstance(message, News):
+                    self._take(message)
+                elif isinstance(message, Refused):
+                    self._fail(message.request_id, message.failure.error())
+                elif isinstance(message, Failure):
+                    self._end(message.error())
+        except (EOFError, OSError):
+            self._end(error)
+        except ProtocolFault as fault:
+            self._end(InternalError(f"The engine process sent {fault}."))
+            self._writer.close()
 
-    def _drain(self, *, is_idle: bool) -> bool:
-        """Run pending commands, waiting a little for one when idle; False to stop."""
-        try:
-            command = self._commands.get(timeout=IDLE_S) if is_idle else self._commands.get_nowait()
-            while command is not None:
-                command()
-                command = self._commands.get_nowait()
-            return False
-        except queue.Empty:
-            return True
-
-    def _stop(self, error: RanvierError) -> None:
-        self._error = error
-        for name in list(self._streams):
-            self._call(self._fail, name, error)
-
-    def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _deliver(self, events: list[Event]) -> None:
-        for event in events:
-            stream = self._streams.get(event.request_id)
-            if stream is None:
-                continue
-            if stream.events.qsize() >= LIMITS.stream_events_max:
-                self._fail(
-                    event.request_id, CapacityError("The reader of this stream is too slow.")
-                )
-                self.cancel(event.request_id)
-                continue
-            stream.events.put_nowait(event)
+    def _take(self, news: News) -> None:
+        streams = self._streams
+        for event in news.events:
+            stream = streams.get(event.request_id)
+            if stream is not None:
+                stream.put(event)
+        if news.stats is not None:
+            self._stats = news.stats
+            if self.on_stats is not None:
+                self.on_stats(news.stats)
 
     def _fail(self, request_id: str, error: RanvierError) -> None:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
-            stream.events.put_nowait(error)
+            stream.fail(error)
+
+    def _end(self, error: RanvierError) -> None:
+        """No engine from here on."""
+        if self._error is None:
+            self._error = error
+            for name in list(self._streams):
+                self._fail(name, error)

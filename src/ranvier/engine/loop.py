@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
+import msgspec
+
 from ranvier.core.clock import Clock, MonotonicClock
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CapacityError, DeviceError, RequestError
@@ -20,6 +22,7 @@ from ranvier.schedule.sequence import Sequence
 __all__ = ["Engine"]
 
 HOST_SAMPLES = 256
+STEP_SAMPLES = 4096
 
 
 class Engine:
@@ -36,6 +39,7 @@ class Engine:
         self._events: list[Event] = []
         self._counts = EngineStats()
         self._host_ms: deque[float] = deque(maxlen=HOST_SAMPLES)
+        self._step_tokens: deque[int] = deque(maxlen=STEP_SAMPLES)
 
     @property
     def has_work(self) -> bool:
@@ -92,6 +96,15 @@ class Engine:
         counts.host_ms_p50 = median(self._host_ms) if self._host_ms else 0.0
         return counts
 
+    def take_stats(self) -> EngineStats:
+        """stats() with the token counts of the steps since the last call."""
+        counts = msgspec.structs.replace(self.stats(), step_tokens=list(self._step_tokens))
+        self._step_tokens.clear()
+        return counts
+
+    def has_request(self, request_id: str) -> bool:
+        return request_id in self._live
+
     def reset_prefix_cache(self) -> None:
         self.scheduler.pool.forget_all()
 
@@ -116,6 +129,7 @@ class Engine:
         self._flying.append((launch, handle))
         self._counts.steps += 1
         self._counts.padding_tokens += launch.plan.bucket - launch.plan.token_count
+        self._step_tokens.append(launch.plan.token_count)
         return True
 
     def _collect(self) -> None:

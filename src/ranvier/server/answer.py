@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -17,8 +16,6 @@ from ranvier.server.choice import Choice, chat_logprobs, completion_logprobs
 from ranvier.text.codec import TextCodec
 
 __all__ = ["Answer", "check_stream"]
-
-PENDING_MAX = 256
 
 
 @dataclass
@@ -97,31 +94,11 @@ class Answer:
 
     async def _events(self) -> AsyncIterator[Event]:
         """Events of all prompts as they come."""
-        merged: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(PENDING_MAX)
-
-        async def pump(request: Request) -> None:
-            try:
-                async for event in self.client.generate(request):
-                    await merged.put(event)
-                await merged.put(None)
-            except Exception as error:
-                await merged.put(error)
-
-        tasks = [asyncio.create_task(pump(request)) for request in self._requests]
-        try:
-            left = len(tasks)
-            while left:
-                item = await merged.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    left -= 1
-                elif self._choices[item.request_id, item.index].finish_reason is None:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with self.client.submit(self._requests) as stream:
+            async for events in stream:
+                for event in events:
+                    if self._choices[event.request_id, event.index].finish_reason is None:
+                        yield event
 
     def _take(self, event: Event) -> tuple[Choice, str]:
         if event.finish_reason == "error":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from ranvier.core.errors import CapacityError, ModelNotFound, RanvierError, Requ
 from ranvier.core.limits import LIMITS
 from ranvier.engine.client import EngineClient
 from ranvier.server.answer import Answer, check_stream
+from ranvier.server.gate import Gate
 from ranvier.server.metrics import Metrics
 from ranvier.server.protocol import ChatRequest, CompletionRequest, decode_body, sampling_params
 from ranvier.text.codec import TextCodec
@@ -55,6 +57,7 @@ class _Service:
     codec: TextCodec
     client: EngineClient
     metrics: Metrics
+    gate: Gate
     created: int = 0
 
     async def completions(self, http: Request) -> Response:
@@ -119,9 +122,8 @@ class _Service:
         return _json({"prompt": self.codec.decode(ids, skip_special_tokens=False)})
 
     async def health(self, http: Request) -> Response:
-        if self.client.is_alive:
-            return Response(status_code=200)
-        return _error(503, "The engine is not running.", None)
+        trouble = "The server is draining." if self.gate.is_draining else self.client.trouble()
+        return Response() if trouble is None else _error(503, trouble, None)
 
     async def show_metrics(self, http: Request) -> Response:
         return PlainTextResponse(self.metrics.render(self.client.stats()))
@@ -150,14 +152,16 @@ class _Service:
             kind, self.codec, self.client, self.options.model_name, prompts, params, echo
         )
         answer.check_lengths()
+        entry = self.gate.enter()
         headers = {"x-request-id": answer.id}
         if unknown:
             headers["x-ignored-params"] = ",".join(unknown)
             self.metrics.ignored.inc(len(unknown))
         if not body.stream:
-            return _json(await answer.whole(), headers=headers)
+            with entry:
+                return _json(await answer.whole(), headers=headers)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        stream = _sse(answer.chunks(with_usage=with_usage))
+        stream = _sse(answer.chunks(with_usage=with_usage), entry)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     async def _body(self, http: Request, kind: type[Any]) -> tuple[Any, list[str]]:
@@ -177,7 +181,8 @@ def make_app(
     options: ServerOptions, codec: TextCodec, client: EngineClient, *, created: int = 0
 ) -> Starlette:
     """The ASGI application over a running engine."""
-    service = _Service(options, codec, client, Metrics(options.model_name), created)
+    gate = Gate()
+    service = _Service(options, codec, client, Metrics(options.model_name), gate, created)
 
     async def alive(http: Request) -> Response:
         return Response(status_code=200)
@@ -200,7 +205,9 @@ def make_app(
     ]
     handlers: Any = {RanvierError: _on_error, HTTPException: _on_http, Exception: _on_bug}
     key = Middleware(_Keys, keys=options.api_keys)
-    return Starlette(routes=routes, middleware=[key], exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=[key], exception_handlers=handlers)
+    app.state.gate = gate
+    return app
 
 
 class _Keys(BaseHTTPMiddleware):
@@ -233,11 +240,14 @@ async def _read(http: Request) -> bytes:
     return b"".join(parts)
 
 
-async def _sse(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+async def _sse(
+    chunks: AsyncIterator[dict[str, Any]], entry: AbstractContextManager[None]
+) -> AsyncIterator[bytes]:
     """Server-sent events; an error after the start is a data line of its own."""
     try:
-        async for chunk in chunks:
-            yield b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+        with entry:
+            async for chunk in chunks:
+                yield b"data: " + msgspec.json.encode(chunk) + b"\n\n"
     except RanvierError as error:
         yield (
             b"data: " + msgspec.json.encode(_envelope(error.status, error.message, None)) + b"\n\n"

@@ -20,5 +20,4 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
     options, front = engine_options(given), FrontOptions(**given_for(given, FrontOptions))
     from ranvier.cli.serve import serve
 
-    serve(options, front, start_s)
-    return None
+    return serve(options, front, start_s)

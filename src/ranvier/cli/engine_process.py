@@ -1,0 +1,91 @@
+"""The engine's process: `python -m ranvier.cli.engine_process SOCKET`, options as JSON on stdin.
+
+The only process that imports jax. It tells the server about its start and lives exactly as long as
+the connection: when that ends, for whatever reason, so does the process, and its children with it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+from ranvier.cli.settings import Options
+from ranvier.core.errors import InternalError, RanvierError
+from ranvier.engine.loop import Engine
+from ranvier.engine.message import Failure, Located, Phase, Ready
+from ranvier.engine.service import EngineLink, EngineService
+
+__all__ = ["main"]
+
+END_S = 2.0
+"""Time to end by itself once the front is gone."""
+
+
+def main(path: str) -> int:
+    """Build or load, say so, then serve. The exit code is the error's."""
+    faulthandler.register(signal.SIGUSR1)
+    start_s = time.perf_counter()
+    options = Options(**json.load(sys.stdin))
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(path)
+    link = EngineLink(connection, _end_soon)
+    try:
+        EngineService(_open(options, link, start_s), link).run()
+    except RanvierError as error:
+        link.send(Failure.of(error))
+        return error.exit_code
+    except Exception as error:
+        failure = InternalError(
+            f"The engine failed to start: {type(error).__name__}: {error}",
+            hint="This is a bug in Ranvier; the traceback is above.",
+        )
+        link.send(Failure.of(failure))
+        raise
+    return 0
+
+
+def _open(options: Options, link: EngineLink, start_s: float) -> Engine:
+    from ranvier.cli.wire import ensure_artifact, load_engine
+
+    phases = _ToldPhases(link)
+    folder = ensure_artifact(options)
+    phases.append(("find or build artifact", time.perf_counter() - start_s))
+    link.send(Located(str(folder)))
+    engine = load_engine(folder, options, phases)
+    info = engine.runner.info
+    cache = {
+        "block_size": str(info.block_tokens),
+        "num_gpu_blocks": str(info.block_count),
+        "enable_prefix_caching": str(options.enable_prefix_caching),
+        "cache_dtype": options.dtype,
+    }
+    link.send(Ready(info, cache))
+    return engine
+
+
+class _ToldPhases(list[tuple[str, float]]):
+    """Phases of the start, told to the front as they end."""
+
+    def __init__(self, link: EngineLink) -> None:
+        super().__init__()
+        self._link = link
+
+    def append(self, phase: tuple[str, float]) -> None:
+        self._link.send(Phase(*phase))
+
+
+def _end_soon() -> None:
+    """Called when the connection has ended: nothing of this process group stays."""
+    time.sleep(END_S)
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

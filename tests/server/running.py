@@ -1,0 +1,61 @@
+"""A real app under uvicorn, on an engine in a thread at the other end of a socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import uvicorn
+
+from ranvier.engine.client import SocketClient
+from ranvier.engine.message import Ready
+from ranvier.engine.service import EngineLink, EngineService
+
+
+class EngineThread:
+    """The engine's end, as its process runs it."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        ours, self.theirs = socket.socketpair()
+        self.link = EngineLink(ours, lambda: None)
+        self.thread = threading.Thread(target=EngineService(engine, self.link).run, daemon=True)
+
+    async def client(self, stall_s=60.0):
+        reader, writer = await asyncio.open_unix_connection(sock=self.theirs)
+        client = SocketClient(reader, writer, stall_s=stall_s)
+        self.link.send(Ready(self.engine.runner.info))
+        await client.start(lambda message: None)
+        self.thread.start()
+        return client
+
+
+class Server:
+    """uvicorn in a thread, on a free loopback port. `make` gives the app for a client."""
+
+    def __init__(self, engine, make):
+        self.ready = threading.Event()
+        self.engine = engine
+        self.make = make
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.main()), daemon=True)
+        self.thread.start()
+        assert self.ready.wait(60)
+
+    async def main(self):
+        self.client = await EngineThread(self.engine).client()
+        self.app = self.make(self.client)
+        config = uvicorn.Config(self.app, port=0, log_level="error", lifespan="off")
+        self.server = uvicorn.Server(config)
+        task = asyncio.create_task(self.server.serve())
+        while not self.server.started:
+            await asyncio.sleep(0.005)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.ready.set()
+        await task
+        await self.client.close()
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join(20)
