@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from ranvier.cli.engine_host import EngineHost
 from ranvier.cli.front import FrontOptions, bind_socket, check_front
+from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.shutdown import Shutdown
 from ranvier.cli.settings import Options
-from ranvier.cli.shutdown import Shutdown
 from ranvier.engine.message import Located, Phase, Ready
 
 __all__ = ["serve"]
@@ -49,9 +49,9 @@ async def _main(
         shutdown.on_first = loading.cancel
         ready, folder = await loading
         shutdown.on_first = None
-        from ranvier.cli.listen import Listener
+        from ranvier.cli.serving.listen import Listener
 
-        serving = Listener(front, options.model, host, ready, folder)
+        serving = Listener(front, options, host, ready, folder)
         return await serving.run(listener, shutdown, on_ready=phases.show)
     finally:
         await host.close()
@@ -69,7 +69,7 @@ async def _load(host: EngineHost, front: FrontOptions, phases: _Phases) -> tuple
 
     connecting = asyncio.ensure_future(host.connect(hear, front.engine_stall_timeout))
     try:
-        await asyncio.to_thread(importlib.import_module, "ranvier.cli.listen")
+        await asyncio.to_thread(importlib.import_module, "ranvier.cli.serving.listen")
         ready = await connecting
     finally:
         connecting.cancel()

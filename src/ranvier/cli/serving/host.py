@@ -35,7 +35,7 @@ class EngineHost:
         path = os.path.join(self._folder, "engine.sock")
         self._listener = _listen(path)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ranvier.cli.engine_process", path],
+            [sys.executable, "-m", "ranvier.cli.serving.engine_process", path],
             stdin=subprocess.PIPE,
             stdout=sys.stderr.fileno(),
             start_new_session=True,  # a Ctrl-C of the terminal is for the server: it drains

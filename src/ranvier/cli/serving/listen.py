@@ -13,9 +13,10 @@ from pathlib import Path
 import uvicorn
 
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.engine_host import EngineHost
 from ranvier.cli.front import FrontOptions
-from ranvier.cli.shutdown import Shutdown
+from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.shutdown import Shutdown
+from ranvier.cli.settings import Options
 from ranvier.cli.wire import open_codec
 from ranvier.core.limits import LIMITS
 from ranvier.engine.message import Ready
@@ -31,19 +32,19 @@ class Listener:
     """The application of one served model."""
 
     def __init__(
-        self, front: FrontOptions, model: str, host: EngineHost, ready: Ready, folder: Path
+        self, front: FrontOptions, options: Options, host: EngineHost, ready: Ready, folder: Path
     ) -> None:
         assert host.client is not None
         self._front = front
         self._client = host.client
-        name = front.served_model_name[0] if front.served_model_name else model
-        options = ServerOptions(
+        name = front.served_model_name[0] if front.served_model_name else options.model
+        server = ServerOptions(
             model_name=name, api_keys=front.api_key, is_strict=front.strict_params
         )
         size = int(read_manifest(folder).model["vocab_size"])
-        codec = open_codec(folder, size, ready.info.model_len_max)
+        codec = open_codec(folder, size, ready.info.model_len_max, options)
         self._name = name
-        self._app = make_app(options, codec, self._client, created=int(time.time()))
+        self._app = make_app(server, codec, self._client, created=int(time.time()))
 
     async def run(
         self, listener: socket.socket, shutdown: Shutdown, *, on_ready: Callable[[], None]

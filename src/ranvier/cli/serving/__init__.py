@@ -1,0 +1,1 @@
+"""The two processes of a server: their start, their end, and what they say."""
