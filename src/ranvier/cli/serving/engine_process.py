@@ -1,4 +1,4 @@
-"""The engine's process: `python -m ranvier.cli.serving.engine_process SOCKET`, options as JSON on stdin.
+"""The engine's process, `python -m ranvier.cli.serving.engine_process SOCKET`; options on stdin.
 
 The only process that imports jax. It tells the server about its start and lives exactly as long as
 the connection: when that ends, for whatever reason, so does the process, and its children with it.
