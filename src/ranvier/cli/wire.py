@@ -28,14 +28,19 @@ from ranvier.weights.folder import ModelFolder
 from ranvier.weights.hub import fetch_hub, is_hub_id
 from ranvier.weights.override import OverriddenCheckpoint, TextSource
 
-<<<<<<< HEAD
 if TYPE_CHECKING:
     from ranvier.cli.sizes import Plan
 
-__all__ = ["LLM", "ensure_artifact", "locate", "open_codec", "open_engine", "open_model", "plan"]
-=======
-__all__ = ["LLM", "ensure_artifact", "load_engine", "locate", "open_codec", "open_engine"]
->>>>>>> 8e64b6a (Serve from two processes: the engine in one of its own)
+__all__ = [
+    "LLM",
+    "ensure_artifact",
+    "load_engine",
+    "locate",
+    "open_codec",
+    "open_engine",
+    "open_model",
+    "plan",
+]
 
 FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
 """YNN's fusions have given wrong results on CPU in jax 0.10 and 0.11: off, in tests and here."""
@@ -60,7 +65,7 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     phases.append(("find or build artifact", time.perf_counter() - start))
     engine = load_engine(folder, options, phases)
     start, info = time.perf_counter(), engine.runner.info
-    codec = open_codec(folder, info.vocab_size, info.model_len_max)
+    codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
     phases.append(("load tokenizer", time.perf_counter() - start))
     return engine, codec
 
@@ -70,16 +75,6 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     from ranvier.runtime.load import load_runner
 
     runner = load_runner(folder, phases)
-<<<<<<< HEAD
-    start = time.perf_counter()
-    codec = open_codec(folder, runner.info.vocab_size, runner.info.model_len_max, options)
-    phases.append(("load tokenizer", time.perf_counter() - start))
-=======
-    is_caching = options.enable_prefix_caching
-    if is_caching and runner.info.kv_layout == "contiguous":
-        _say("prefix caching is off: regions of the contiguous KV layout can't be shared")
-        is_caching = False
->>>>>>> 8e64b6a (Serve from two processes: the engine in one of its own)
     config = EngineConfig(
         max_num_batched_tokens=runner.info.token_buckets[-1],
         enable_prefix_caching=options.enable_prefix_caching,

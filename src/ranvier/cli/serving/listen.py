@@ -42,7 +42,7 @@ class Listener:
             model_name=name, api_keys=front.api_key, is_strict=front.strict_params
         )
         size = int(read_manifest(folder).model["vocab_size"])
-        codec = open_codec(folder, size, ready.info.model_len_max)
+        codec = open_codec(folder, size, ready.info.model_len_max, options)
         self._name = name
         self._app = make_app(server, codec, self._client, created=int(time.time()))
 
