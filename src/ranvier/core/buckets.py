@@ -13,7 +13,9 @@ from itertools import pairwise
 
 from ranvier.core.errors import ConfigError
 
-__all__ = ["BucketLimits", "BucketSet", "Pair", "prove_coverage", "smallest"]
+__all__ = [
+    "BucketLimits", "BucketRequest", "BucketSet", "Listed", "Pair", "prove_coverage", "smallest",
+]  # fmt: skip
 
 Pair = tuple[int, int]
 
@@ -77,6 +79,27 @@ class BucketSet:
     def decode(self, rows: int, context: int) -> Pair:
         """The program for `rows` sequences, the longest at `context`. Raises LookupError."""
         return smallest(self.decode_rows, rows), smallest(self.contexts, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Sizes that a user gave, and the key that they were given by."""
+
+    key: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BucketRequest:
+    """What a user asked for, per axis; None is automatic."""
+
+    prefill_tokens: Listed | None = None
+    decode_rows: Listed | None = None
+    contexts: Listed | None = None
+    prefixes: Listed | None = None
+    """Cached prefixes; each asks for a context of it and the longest prefill."""
+    single: str = ""
+    """The key that asks for one bucket an axis, or nothing."""
 
 
 def smallest(sizes: Sequence[int], needed: int) -> int:

@@ -1,0 +1,1 @@
+"""The configuration of Neuron's serving stacks: every field, what becomes of it, every rule."""

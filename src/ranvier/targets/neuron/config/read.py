@@ -1,0 +1,124 @@
+"""Read a given configuration: merge, names, types, what is refused. Gathers every problem."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ranvier.targets.neuron.config.field import Derived, Field, fits
+from ranvier.targets.neuron.config.table import CHILDREN, SECTIONS
+
+__all__ = ["Given", "Problem", "merge", "read_section"]
+
+KINDS = {
+    "int": "an integer", "count": "a positive integer", "float": "a number",
+    "number": "a number", "bool": "true or false",
+    "str": "text", "dtype": "the name of a type", "sizes": "a list of positive integers",
+    "strings": "a list of text", "dict": "a dictionary",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where, the value seen, the limit, what to do."""
+
+    key: str
+    value: Any
+    limit: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value!r}: {self.limit} {self.fix}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as given: the full path of its key, its field, the value."""
+
+    key: str
+    section: str
+    field: Field
+    value: Any
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: dictionaries are merged key by key at every depth, all else replaced.
+
+    Keys are spelt with underscores in the result.
+    """
+    merged = {_plain(key): value for key, value in base.items()}
+    for key, value in over.items():
+        name = _plain(key)
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        merged[name] = value
+    return merged
+
+
+def read_section(
+    section: str, given: Mapping[str, Any], path: str
+) -> tuple[list[Given], list[Problem]]:
+    """Every value of a section and of those inside it, with what is wrong; None is unset."""
+    values: list[Given] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for key, value in given.items():
+        name = _plain(str(key))
+        where = f"{path}.{name}"
+        field = SECTIONS[section].get(name)
+        if field is None:
+            problems.append(_unknown(section, where, name, value))
+        elif name in seen:
+            problems.append(Problem(where, value, "is given twice, with - and with _.", ""))
+        elif not fits(field, value):
+            problems.append(Problem(where, value, f"must be {KINDS[field.kind]}.", ""))
+        elif value is not None:
+            more = _take(section, where, field, value)
+            values += more[0]
+            problems += more[1]
+        seen.add(name)
+    return values, problems
+
+
+def _take(section: str, where: str, field: Field, value: Any) -> tuple[list[Given], list[Problem]]:
+    values = [Given(where, section, field, value)]
+    problems: list[Problem] = []
+    child = CHILDREN.get((section, field.name))
+    if child is not None:
+        inner, problems = read_section(child, value, where)
+        # A refused section is refused once, not field by field.
+        problems = [p for p in problems if field.status != "refused" or not _is_refusal(p)]
+        values += inner
+    if field.status == "refused" and value != {} and not field.asks_nothing(value):
+        problems.append(Problem(where, value, f"{REFUSED}{field.note}.", _fix(field)))
+    return values, problems
+
+
+REFUSED = "is refused: "
+
+
+def _is_refusal(problem: Problem) -> bool:
+    return problem.limit.startswith(REFUSED)
+
+
+def _fix(field: Field) -> str:
+    default = field.default
+    usual = "" if isinstance(default, Derived) else f", or give its default {default!r}"
+    return f"Leave it out{usual}."
+
+
+def _unknown(section: str, where: str, name: str, value: Any) -> Problem:
+    near = difflib.get_close_matches(name, list(SECTIONS[section]), 1, 0.5)
+    elsewhere = [other for other, fields in SECTIONS.items() if name in fields]
+    if elsewhere:
+        fix = f"It is a key of {elsewhere[0]}."
+    else:
+        fix = f"Did you mean {near[0]}?" if near else ""
+    return Problem(where, value, f"is no key of {section}.", fix)
+
+
+def _plain(key: str) -> str:
+    return key.replace("-", "_")

@@ -1,0 +1,77 @@
+"""NxDI's NeuronConfig: speculation, parallelism, adapters."""
+
+from __future__ import annotations
+
+from ranvier.targets.neuron.config.field import Derived, Field, honoured, refused, satisfied
+
+__all__ = ["LORA", "LORA_SERVING", "PARALLEL", "SPECULATION"]
+
+_SPECULATION = "speculation is not supported yet"
+_PARALLEL = "only tensor parallelism is planned from here; this axis is not supported yet"
+_LORA = "adapters are not supported yet"
+_SPLIT = "how ranks share the work changes no result; the build decides it"
+
+SPECULATION: tuple[Field, ...] = (
+    refused("speculation_length", "int", 0, _SPECULATION),
+    refused("enable_fused_speculation", "bool", False, _SPECULATION),
+    refused("enable_eagle_speculation", "bool", False, _SPECULATION),
+    refused("is_eagle3", "bool", False, _SPECULATION),
+    refused("is_eagle_draft", "bool", False, _SPECULATION),
+    refused("enable_eagle_draft_input_norm", "bool", False, _SPECULATION),
+    refused("eagle_rolling_buffer_kernel_enabled", "bool", False, _SPECULATION),
+    refused("token_tree_config", "any", None, _SPECULATION),
+    refused("is_medusa", "bool", False, _SPECULATION),
+    refused("medusa_speculation_length", "int", 0, _SPECULATION),
+    refused("num_medusa_heads", "int", 0, _SPECULATION),
+    refused("medusa_tree", "any", None, _SPECULATION, (0,)),
+    satisfied(
+        "trace_tokengen_model", "bool", Derived("not speculating"),
+        "programs for single tokens are built always",
+    ),
+)  # fmt: skip
+
+PARALLEL: tuple[Field, ...] = (
+    honoured("tp_degree", "count", 1, "tensor_parallel_size", "devices that share the model"),
+    refused("cp_degree", "count", 1, _PARALLEL),
+    refused("mlp_cp_degree", "count", 1, _PARALLEL),
+    refused("attention_dp_degree", "count", 1, _PARALLEL),
+    refused("pp_degree", "count", 1, _PARALLEL),
+    refused("ep_degree", "count", 1, _PARALLEL),
+    satisfied(
+        "world_size", "count", Derived("tp_degree * pp_degree * ep_degree"),
+        "it follows from the degrees, and has to equal their product",
+    ),
+    refused("start_rank_id", "int", 0, "programs that span several hosts are not supported yet"),
+    satisfied("local_ranks_size", "count", Derived("world_size"), "it follows from the degrees"),
+    satisfied("sequence_parallel_enabled", "bool", False, _SPLIT),
+    satisfied("vocab_parallel", "bool", False, _SPLIT),
+    refused(
+        "flash_decoding_enabled", "bool", False, "KV heads are not split along the sequence yet"
+    ),
+    satisfied("weight_gather_seq_len_threshold", "count", 32768, _SPLIT),
+    refused("enable_ve_data_parallel", "bool", False, "there is no vision encoder yet"),
+    satisfied("switch_cc", "bool", False, _SPLIT),
+    satisfied("ep_dispatch_cc_option", "str", "AR_AG", _SPLIT),
+)  # fmt: skip
+
+LORA: tuple[Field, ...] = (refused("lora_config", "dict", None, _LORA),)
+
+LORA_SERVING: tuple[Field, ...] = (
+    refused("max_loras", "count", 1, _LORA),
+    refused("max_lora_rank", "count", 16, _LORA),
+    refused("max_cpu_loras", "count", 100, _LORA),
+    refused("batch_size", "count", 1, _LORA),
+    refused("target_modules", "strings", None, _LORA),
+    refused("lora_bias", "str", "none", _LORA),
+    refused("lora_ckpt_paths", "any", None, _LORA),
+    refused("lora_ckpt_paths_cpu", "any", None, _LORA),
+    refused("lora_ckpt_json", "str", None, _LORA),
+    refused("lora_memory_transpose", "bool", True, _LORA),
+    refused("lora_shard_linear_layer", "bool", True, _LORA, (False,)),
+    refused("is_context_encoding", "bool", False, _LORA),
+    refused("dynamic_multi_lora", "bool", False, _LORA),
+    refused("eviction_policy", "str", "lru", _LORA),
+    refused("lfu_decay_period", "count", 128, _LORA),
+    refused("base_model_quantized", "bool", False, _LORA),
+    refused("enable_base_model_only", "bool", False, _LORA),
+)
