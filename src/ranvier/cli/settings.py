@@ -25,6 +25,7 @@ __all__ = [
     "DTYPES",
     "Options",
     "artifacts_folder",
+    "bucket_lists",
     "cache_folder",
     "client_key",
     "environment",
@@ -39,6 +40,8 @@ DTYPES = {
     "auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float32": "float32", "float": "float32",
 }  # fmt: skip
+NEURON = ("override_neuron_config", "additional_config", "from_nxdi")
+BUCKET_VARIABLES = ("NEURON_CONTEXT_LENGTH_BUCKETS", "NEURON_TOKEN_GEN_BUCKETS")
 CONFIG_BYTES_MAX = 2**20
 OWN_VARIABLES = ("cache_root",)
 
@@ -93,6 +96,14 @@ class Options:
     """Refuse to compile: a missing or damaged artifact is an error."""
     tensor_parallel_size: int = 1
     """Devices that share the model; only 1 is supported now."""
+    async_scheduling: bool = False
+    """Plan and launch the next step before the result of the last one is read."""
+    override_neuron_config: dict[str, Any] | None = None
+    """Settings by the names of NxD Inference's NeuronConfig (docs/neuron-config.md)."""
+    additional_config: dict[str, Any] | None = None
+    """Settings of vLLM's Neuron plug-ins: override_neuron_config or neuron_config, nested."""
+    from_nxdi: str | None = None
+    """A folder that NxD Inference compiled: its settings are the defaults of this run."""
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -101,7 +112,12 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     for name, value in environment(option_names(Options)).items():
         fields.setdefault(name, value)
     hints = typing.get_type_hints(Options)
-    options = Options(**{n: read_value(n, hints[n], value) for n, value in fields.items()})
+    fields = {n: read_value(n, hints[n], value) for n, value in fields.items()}
+    if any(fields.get(name) is not None for name in NEURON):
+        from ranvier.cli.neuron import apply_neuron
+
+        fields = apply_neuron(fields, bucket_lists(), say)
+    options = Options(**fields)
     _check(options)
     return options
 
@@ -200,6 +216,23 @@ def artifacts_folder(options: Options, model: Path) -> Path:
     if beside.is_dir() or os.access(beside.parent, os.W_OK):
         return beside
     return cache_folder() / "neuron-compiled-artifacts"
+
+
+def bucket_lists(variables: Mapping[str, str] = os.environ) -> dict[str, tuple[int, ...]]:
+    """The bucket lists of transformers-neuronx's variables. Raises ConfigError."""
+    found = {}
+    for name in BUCKET_VARIABLES:
+        text = variables.get(name, "").strip()
+        if not text:
+            continue
+        parts = [part.strip() for part in text.split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise ConfigError(
+                f"{name} is {text!r}: not positive integers with commas between.",
+                hint=f"For example {name}=128,512,2048.",
+            )
+        found[name] = tuple(int(part) for part in parts)
+    return found
 
 
 def say(line: str) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ranvier.build.buckets import token_buckets
+from ranvier.build.buckets import resolve_ragged
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
-from ranvier.cli.settings import DTYPES, Options, say
+from ranvier.cli.neuron import bucket_request
+from ranvier.cli.settings import DTYPES, Options, bucket_lists, say
+from ranvier.core.buckets import BucketLimits
 from ranvier.core.errors import ConfigError
 from ranvier.core.limits import LIMITS
 from ranvier.models.spec import DecoderSpec
@@ -78,17 +80,35 @@ def _sizes(options: Options, spec: DecoderSpec) -> Sizes:
             hint="Lower --max-model-len; or, where the model can do it, raise its own with "
             "--hf-overrides.max_position_embeddings.",
         )
-    batched = options.max_num_batched_tokens or max(BATCHED_DEFAULT, options.max_num_seqs)
     kernels = _kernels()
     return Sizes(
         dtype=_dtype(options.dtype, kernels),
         kernels=kernels,
         max_num_seqs=options.max_num_seqs,
         block_tokens=options.block_size,
-        token_buckets=token_buckets(options.max_num_seqs, batched),
+        token_buckets=_buckets(options, length),
         logprobs_max=LIMITS.logprobs_max,
         **_lengths(length, options),
     )
+
+
+def _buckets(options: Options, length: int) -> tuple[int, ...]:
+    """The buckets that were asked for, or automatic ones."""
+    request = bucket_request(
+        options.additional_config, options.override_neuron_config, bucket_lists()
+    )
+    listed = request.prefill_tokens
+    largest = listed.sizes[-1] if listed else BATCHED_DEFAULT
+    limits = BucketLimits(
+        max_model_len=length,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens or max(largest, options.max_num_seqs),
+        block_tokens=options.block_size,
+    )
+    found = resolve_ragged(request, limits)
+    for line in found.notices:
+        say(line)
+    return found.buckets.tokens
 
 
 def _lengths(length: int, options: Options) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     config = EngineConfig(
         max_num_batched_tokens=runner.info.token_buckets[-1],
         enable_prefix_caching=options.enable_prefix_caching,
+        order="overlapped" if options.async_scheduling else "plain",
     )
     return Engine(runner, config)
 

@@ -266,7 +266,8 @@ class _Draft:
         count = min(sequence.left, self._left)
         if sequence.is_scoring_prompt:
             count = min(count, self._info.rows_max - self._samples)
-        return count if self._samples < self._info.rows_max else 0
+        has_row = self._samples < self._info.rows_max
+        return count if has_row and not sequence.must_wait else 0
 
     def add(self, sequence: Sequence, count: int) -> None:
         self._parts[id(sequence)] = (sequence, count)

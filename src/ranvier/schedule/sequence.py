@@ -54,6 +54,13 @@ class Sequence:
         )
 
     @property
+    def must_wait(self) -> bool:
+        """Whether the next row needs a token that is still on the device: its edits count it."""
+        p = self.request.params
+        follows = self._has_penalties or self.request.bad_word_ids
+        return self.awaited > 0 and bool(follows or p.min_tokens > self.output_count)
+
+    @property
     def _has_penalties(self) -> bool:
         p = self.request.params
         return (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
