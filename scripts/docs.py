@@ -1,0 +1,110 @@
+"""Write the pages under docs/ that are made from the code. One function a page; `--check` compares.
+
+Run: .venv/bin/python scripts/docs.py
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ranvier.targets.neuron.config.field import Derived, Field
+from ranvier.targets.neuron.config.rules import PLUGIN_RULES, RULES, Rule
+from ranvier.targets.neuron.config.table import GROUPS
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTE = "<!-- Made by scripts/docs.py: edit the tables in the code, then run it. -->"
+
+
+def neuron_config() -> str:
+    """docs/neuron-config.md: every field of NeuronConfig and MoENeuronConfig."""
+    groups = GROUPS["NeuronConfig"]
+    fields = [field for rows in groups.values() for field in rows]
+    counts = {
+        status: sum(f.status == status for f in fields)
+        for status in ("honoured", "satisfied", "refused")
+    }
+    lines = [
+        "# NeuronConfig, field by field", "", NOTE, "",
+        f"What becomes of the {len(fields)} fields of NxD Inference's `NeuronConfig` and "
+        "`MoENeuronConfig`,",
+        "given as `override_neuron_config` ([how](neuron/configuration.md)). The nested sections, "
+        "the keys of",
+        "vllm-neuron 0.24 and the rules between fields: [here](neuron-config-nested.md).", "",
+        f"- **honoured** ({counts['honoured']}): an option of Ranvier takes the value.",
+        f"- **satisfied** ({counts['satisfied']}): what it asks for holds whatever the value; a "
+        "notice says how.",
+        f"- **refused** ({counts['refused']}): only the default may be given; anything else is an "
+        "error with this reason.",
+    ]  # fmt: skip
+    for title, rows in groups.items():
+        lines += ["", f"## {title}", "", *_field_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def neuron_config_nested() -> str:
+    """docs/neuron-config-nested.md: nested sections, the plug-in's keys, the rules."""
+    lines = [
+        "# Nested sections, plug-in keys and rules", "", NOTE, "",
+        "Continues [NeuronConfig, field by field](neuron-config.md).",
+    ]  # fmt: skip
+    for section, groups in GROUPS.items():
+        if section != "NeuronConfig":
+            for rows in groups.values():
+                lines += ["", f"## `{section}`", "", *_field_table(rows)]
+    lines += ["", "## Rules of NeuronConfig", "", *_rule_table(RULES)]
+    lines += ["", "## Rules of `neuron_config`", "", *_rule_table(PLUGIN_RULES)]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/neuron-config-nested.md": neuron_config_nested,
+    "docs/neuron-config.md": neuron_config,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Write every page, or with --check say which are stale; 1 when one is."""
+    stale = [name for name, page in PAGES.items() if _text(ROOT / name) != page()]
+    for name in stale:
+        if "--check" in arguments:
+            print(f"{name} is stale: run scripts/docs.py")
+        else:
+            (ROOT / name).write_text(PAGES[name](), encoding="utf-8")
+            print(f"wrote {name}")
+    return int(bool(stale) and "--check" in arguments)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _field_table(rows: tuple[Field, ...]) -> list[str]:
+    lines = ["| field | type | default | here | how, or why not |", "|---|---|---|---|---|"]
+    for field in rows:
+        told = field.note
+        if field.status == "honoured" and field.option != "buckets":
+            told = f"`{field.option}`: {told}"
+        cells = (f"`{field.name}`", field.kind, _default(field.default), field.status, told)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _rule_table(rules: tuple[Rule, ...]) -> list[str]:
+    lines = ["| keys | rule | what to do |", "|---|---|---|"]
+    for rule in rules:
+        keys = ", ".join(f"`{key}`" for key in rule.keys)
+        limit = re.sub(r" \({(\w+)}\)", "", rule.limit)
+        lines.append(f"| {keys} | {limit} | {rule.fix} |")
+    return lines
+
+
+def _default(value: Any) -> str:
+    return value.text if isinstance(value, Derived) else f"`{value!r}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
