@@ -29,6 +29,7 @@ __all__ = [
     "cache_folder",
     "client_key",
     "environment",
+    "machine_variables",
     "nearest",
     "parse_options",
     "read_config",
@@ -194,6 +195,12 @@ def read_config(path: Path) -> dict[str, tuple[Any, str]]:
         key.replace("-", "_"): (value, f"{path}, line {lines[key]}")
         for key, value in values.items()
     }
+
+
+def machine_variables() -> dict[str, str]:
+    """The variables that a check of the machine reports."""
+    prefixes = ("NEURON_", "RANVIER_", "VLLM_", "XLA_", "JAX_", "OMP_")
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
 
 
 def cache_folder() -> Path:

@@ -65,7 +65,7 @@ class ModelNumbers:
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySizes:
-    """The sizes of a build that memory depends on."""
+    """The sizes of a build that memory depends on. Raises ConfigError for sizes below 1."""
 
     max_model_len: int
     max_num_seqs: int
@@ -79,6 +79,13 @@ class MemorySizes:
     lora_slots: int = 0
     lora_rank: int = 16
     draft: ModelNumbers | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, is {getattr(self, name)}.")
+        dtype_bytes(self.dtype)
+        dtype_bytes(self.kv_dtype)
 
     @property
     def blocks(self) -> int:

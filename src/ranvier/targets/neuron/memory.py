@@ -16,6 +16,7 @@ from ranvier.targets.neuron.instances import GIB, Instance
 from ranvier.targets.numbers import MemorySizes, ModelNumbers, WeightGroup, dtype_bytes
 
 __all__ = [
+    "SEQUENCES",
     "Degree",
     "GqaRule",
     "MemoryReport",
@@ -29,6 +30,8 @@ __all__ = [
 
 PROGRAM_BYTES = 64 * 2**20
 """Allowance: instructions and DMA rings of one loaded program."""
+SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Counts of sequences that the largest length is told for."""
 RUNTIME_BYTES = GIB
 """Allowance: runtime, collectives' buffers, fragmentation, per logical core."""
 
@@ -121,7 +124,7 @@ def fit(
     logical_core_config: int | None = None,
 ) -> MemoryReport:
     """The memory of one logical core. Raises ConfigError for sizes that cannot be."""
-    _check(sizes, instance, tensor_parallel, logical_core_config)
+    _check(instance, tensor_parallel, logical_core_config)
     rows = [
         *_weights(model, sizes, tensor_parallel),
         _kv("kv cache", model, sizes, tensor_parallel),
@@ -178,7 +181,7 @@ def largest_lengths(
         return report.total_bytes <= report.limit_bytes
 
     found: dict[int, int] = {}
-    for seqs in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+    for seqs in sorted({*SEQUENCES, sizes.max_num_seqs}):
         low, high = 0, model.model_len_max // block
         while low < high:
             middle = (low + high + 1) // 2
@@ -225,7 +228,7 @@ def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int) -> Degr
     return Degree(t, problem, "; ".join(notes))
 
 
-def _check(sizes: MemorySizes, instance: Instance, t: int, lnc: int | None) -> None:
+def _check(instance: Instance, t: int, lnc: int | None) -> None:
     if t < 1:
         raise ConfigError(f"tensor_parallel_size must be at least 1, is {t}.")
     allowed = instance.chip.logical_core_configs
@@ -234,9 +237,6 @@ def _check(sizes: MemorySizes, instance: Instance, t: int, lnc: int | None) -> N
             f"logical_nc_config={lnc} is not possible on {instance.name}: {instance.chip.name} "
             f"allows {', '.join(map(str, allowed))}."
         )
-    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_tokens"):
-        if getattr(sizes, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, is {getattr(sizes, name)}.")
 
 
 def _weights(model: ModelNumbers, sizes: MemorySizes, t: int) -> list[MemoryRow]:
@@ -295,11 +295,11 @@ def _activations(model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
     tokens, context = min(sizes.max_num_batched_tokens, sizes.max_model_len), sizes.max_model_len
     scores = tokens * context * (rule.query_heads // t) * 4
     logits = sizes.max_num_seqs * math.ceil(model.vocab_size / t) * 4
-    stream = tokens * (2 * model.hidden + 2 * math.ceil(model.intermediate / t)) * 4
+    wide = 2 * model.hidden + 2 * math.ceil(model.intermediate / t)
+    stream = tokens * wide * 4
     text = (
-        f"scores {tokens} x {context} x {rule.query_heads // t} heads x 4 B + {tokens} x (2 hidden "
-        f"+ 2 intermediate/{t}) x 4 B + logits {sizes.max_num_seqs} x vocabulary/{t} x 4 B "
-        "(allowance)"
+        f"{tokens} x {context} x {rule.query_heads // t} scores x 4 B + {tokens} x {wide} x 4 B "
+        f"+ {sizes.max_num_seqs} logits rows (allowance)"
     )
     return MemoryRow("activations", scores + logits + stream, text)
 

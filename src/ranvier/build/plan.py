@@ -1,0 +1,246 @@
+"""Plans: what a build would need and give on an instance, before anything is compiled.
+
+Pure arithmetic over the model's counts, the catalogue and the bucket choice. No jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ranvier.build.buckets import token_buckets
+from ranvier.build.traffic import Automatic, Traffic, automatic_unragged
+from ranvier.core.buckets import BucketLimits, BucketSet
+from ranvier.core.errors import ConfigError
+from ranvier.targets.cpu import Machine, fit_machine
+from ranvier.targets.neuron.compile_cost import CompileCost, compile_cost
+from ranvier.targets.neuron.instances import INSTANCES, Instance
+from ranvier.targets.neuron.memory import (
+    SEQUENCES,
+    Degree,
+    MemoryReport,
+    degrees,
+    fit,
+    gqa_rule,
+    largest_lengths,
+)
+from ranvier.targets.numbers import MemorySizes, ModelNumbers, dtype_bytes
+from ranvier.targets.roofline import Core, Floor, decode, prefill
+from ranvier.targets.system import Speed
+
+__all__ = ["DegreePlan", "Estimate", "Plan", "Wish", "plan_all", "plan_instance", "plan_machine"]
+
+PROMPTS = (128, 1024, 8192)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be planned: a model, its sizes and its traffic."""
+
+    model: ModelNumbers
+    sizes: MemorySizes
+    traffic: Traffic | None = None
+    programs_max: int = 32
+    lookahead: int = 0
+    tensor_parallel: int | None = None
+    """None: the smallest degree that fits."""
+    logical_core_config: int | None = None
+    price: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Price of an instance an hour, for the order."""
+
+    def automatic(self) -> Automatic:
+        """The bucket set for these sizes. Raises ConfigError."""
+        own = self.sizes
+        limits = BucketLimits(
+            max_model_len=own.max_model_len, max_num_seqs=own.max_num_seqs,
+            max_num_batched_tokens=own.max_num_batched_tokens, block_tokens=own.block_tokens,
+            lookahead=self.lookahead,
+        )  # fmt: skip
+        return automatic_unragged(limits, self.traffic, budget=self.programs_max)
+
+
+@dataclass(frozen=True)
+class DegreePlan:
+    """One tensor-parallel degree on one instance."""
+
+    degree: Degree
+    memory: MemoryReport
+    decode: Floor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A floor of one kind of step."""
+
+    rows: int
+    tokens: int
+    floor: Floor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is known beforehand of one model in one place."""
+
+    name: str
+    """An instance, or cpu: this machine."""
+    instance: Instance | None
+    tensor_parallel: int
+    core: Core
+    memory: MemoryReport
+    degrees: tuple[DegreePlan, ...]
+    largest: dict[int, int]
+    automatic: Automatic
+    compile: CompileCost | None
+    decode: tuple[Estimate, ...]
+    prefill: tuple[Estimate, ...]
+    price: float | None = None
+
+
+def plan_instance(wish: Wish, instance: Instance, automatic: Automatic | None = None) -> Plan:
+    """The plan for one instance. Raises ConfigError for a degree or a size that cannot be."""
+    automatic = automatic or wish.automatic()
+    model, lnc = wish.model, wish.logical_core_config
+    sizes = dataclasses.replace(wish.sizes, program_count=automatic.program_count)
+    table = tuple(
+        _degree_plan(wish, sizes, instance, degree)
+        for degree in degrees(model, instance, logical_core_config=lnc)
+        if degree.size <= instance.logical_cores(lnc)
+    )
+    chosen = wish.tensor_parallel or _smallest(table)
+    memory = fit(model, sizes, instance, chosen, logical_core_config=lnc)
+    core = _core(wish, instance, memory)
+    return Plan(
+        name=instance.name,
+        instance=instance,
+        tensor_parallel=chosen,
+        core=core,
+        memory=memory,
+        degrees=table,
+        largest=largest_lengths(model, sizes, instance, chosen, logical_core_config=lnc),
+        automatic=automatic,
+        compile=compile_cost(
+            model, automatic.program_count, vcpus=instance.vcpus, host_bytes=instance.host_bytes
+        ),
+        decode=_decode_floors(model, sizes, core),
+        prefill=_prefill_floors(model, sizes, core),
+        price=wish.price.get(instance.name),
+    )
+
+
+def plan_all(wish: Wish) -> list[Plan]:
+    """Plans for every instance: those that fit first, then by price where given, else by HBM."""
+    unknown = [name for name in wish.price if name not in INSTANCES]
+    if unknown:
+        raise ConfigError(f"Prices name an unknown instance {unknown[0]!r}.")
+    automatic = wish.automatic()
+    plans = [plan_instance(wish, instance, automatic) for instance in INSTANCES.values()]
+
+    def order(plan: Plan) -> tuple[bool, float, int, int]:
+        price = float("inf") if plan.price is None else plan.price
+        hbm, host = plan.memory.limit_bytes, 0
+        if plan.instance is not None:
+            hbm, host = plan.instance.hbm_bytes, plan.instance.host_bytes or 0
+        return not plan.memory.fits, price, hbm, host
+
+    return sorted(plans, key=order)
+
+
+def plan_machine(wish: Wish, machine: Machine, speed: Speed) -> Plan:
+    """The plan for serving on this machine's CPU. Raises ConfigError for tensor parallelism."""
+    if wish.tensor_parallel not in (None, 1):
+        raise ConfigError(f"tensor_parallel_size={wish.tensor_parallel}: the CPU target has one.")
+    model, own = wish.model, wish.sizes
+    each = math.ceil(own.max_model_len / own.block_tokens)
+    if own.block_count is None:
+        # As serving does: every sequence at half the length, at least one whole.
+        half = math.ceil(each * own.max_num_seqs / 2)
+        own = dataclasses.replace(own, block_count=max(half, each) + 1)
+    buckets = BucketSet(tokens=token_buckets(own.max_num_seqs, own.max_num_batched_tokens))
+    memory = fit_machine(model, own, machine.available_bytes)
+    table = memory.bytes_of("weights: embedding") if model.elements("head") else 0
+    core = Core(
+        bandwidth_bytes_s=speed.bandwidth_bytes_s * machine.cores,
+        flops_s=speed.flops_s * _matrix_ratio(machine, own.dtype),
+        weight_bytes=memory.bytes_of("weights") - table,
+        kv_heads=model.kv_heads,
+    )
+    return Plan(
+        name="cpu",
+        instance=None,
+        tensor_parallel=1,
+        core=core,
+        memory=memory,
+        degrees=(),
+        largest=_largest_machine(wish, own, machine.available_bytes),
+        automatic=Automatic(buckets, 0.0, 0.0),
+        compile=None,
+        decode=_decode_floors(model, own, core),
+        prefill=_prefill_floors(model, own, core),
+    )
+
+
+def _decode_floors(model: ModelNumbers, sizes: MemorySizes, core: Core) -> tuple[Estimate, ...]:
+    """One row and all rows, at half the context and at the whole."""
+    whole, floors = sizes.max_model_len, []
+    for rows in sorted({1, sizes.max_num_seqs}):
+        for context in (whole // 2, whole):
+            floor = decode(model, core, kv_dtype=sizes.kv_dtype, rows=rows, context=context)
+            floors.append(Estimate(rows, context, floor))
+    return tuple(floors)
+
+
+def _prefill_floors(model: ModelNumbers, sizes: MemorySizes, core: Core) -> tuple[Estimate, ...]:
+    prompts = sorted({min(tokens, sizes.max_model_len) for tokens in PROMPTS})
+    return tuple(Estimate(1, tokens, prefill(model, core, tokens=tokens)) for tokens in prompts)
+
+
+def _matrix_ratio(machine: Machine, dtype: str) -> int:
+    """Peak of the bfloat16 kernels over that of AVX-512 f32: 1024 and 128 FLOP a cycle over 64."""
+    if dtype == "float32":
+        return 1
+    return 16 if "amx_bf16" in machine.features else 2 if "avx512_bf16" in machine.features else 1
+
+
+def _largest_machine(wish: Wish, sizes: MemorySizes, available: int) -> dict[int, int]:
+    """max_num_seqs -> the largest max_model_len with KV for every sequence."""
+    model, found = wish.model, {}
+    block = sizes.block_tokens
+    for seqs in sorted({*SEQUENCES, sizes.max_num_seqs}):
+        bare = dataclasses.replace(sizes, max_num_seqs=seqs, block_count=0)
+        free = fit_machine(model, bare, available).free_bytes
+        each = 2 * model.layers * model.kv_heads * model.head_size * dtype_bytes(sizes.kv_dtype)
+        blocks = int(free // (each * block)) - 1
+        found[seqs] = max(0, min(model.model_len_max // block, blocks // seqs)) * block
+    return found
+
+
+def _degree_plan(wish: Wish, sizes: MemorySizes, instance: Instance, degree: Degree) -> DegreePlan:
+    lnc = wish.logical_core_config
+    memory = fit(wish.model, sizes, instance, degree.size, logical_core_config=lnc)
+    core = _core(wish, instance, memory)
+    floor = decode(
+        wish.model, core, kv_dtype=sizes.kv_dtype, rows=1, context=sizes.max_model_len // 2
+    )
+    return DegreePlan(degree, memory, floor)
+
+
+def _core(wish: Wish, instance: Instance, memory: MemoryReport) -> Core:
+    model, lnc, t = wish.model, wish.logical_core_config, memory.tensor_parallel
+    # The embedding table is looked up, not read: unless it is the head as well.
+    looked_up = memory.bytes_of("weights: embedding") if model.elements("head") else 0
+    return Core(
+        bandwidth_bytes_s=instance.core_bandwidth_bytes_s(lnc),
+        flops_s=instance.core_flops(wish.sizes.dtype, lnc),
+        weight_bytes=memory.bytes_of("weights") - looked_up,
+        kv_heads=gqa_rule(model.heads, model.kv_heads, t).kv_heads // t,
+        tensor_parallel=t,
+    )
+
+
+def _smallest(table: tuple[DegreePlan, ...]) -> int:
+    """The smallest degree that fits; where none does, the largest legal one."""
+    fitting = [entry.degree.size for entry in table if entry.memory.fits]
+    legal = [entry.degree.size for entry in table if entry.degree.is_legal]
+    return fitting[0] if fitting else (legal[-1] if legal else 1)

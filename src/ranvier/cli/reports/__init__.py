@@ -1,0 +1,1 @@
+"""What the commands that examine print: plans, pictures, machines, accuracy."""
