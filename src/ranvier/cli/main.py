@@ -27,6 +27,7 @@ COMMANDS = (
     Command("complete", "ranvier.cli.commands.complete", "let a running server complete text"),
     Command("compile", "ranvier.cli.commands.compile", "build the artifact and stop"),
     Command("plan", "ranvier.cli.commands.plan", "what fits where, before anything is compiled"),
+    Command("accuracy", "ranvier.cli.commands.accuracy", "tokens and logits against a reference"),
     Command("doctor", "ranvier.cli.commands.doctor", "is this machine ready, and what to mend"),
     Command("collect-env", "ranvier.cli.commands.collect_env", "versions for a bug report"),
     Command("artifacts", "ranvier.cli.commands.artifacts", "list, verify or inspect artifacts"),
