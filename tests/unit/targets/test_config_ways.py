@@ -95,6 +95,7 @@ def test_contradictions_name_both(override, plain, message):
         (None, {"lora_config": {"max_lora": 4}}, "Did you mean max_loras"),
         (None, {"lora_config": {"max_loras": 4}}, "lora_config = .* adapters are not supported"),
         (None, {"seq_len": 0}, "positive integer"),
+        (None, {"seq_len": 8, "seq-len": 9}, "seq_len = 9: is given twice, with - and with _"),
         (None, {"seq_len": True}, "positive integer"),
         (None, {"buckets": []}, "list of positive integers"),
         (None, {"buckets": [0]}, "list of positive integers"),

@@ -10,7 +10,7 @@ from typing import Any
 from ranvier.targets.neuron.config.field import Derived, Field, fits
 from ranvier.targets.neuron.config.table import CHILDREN, SECTIONS
 
-__all__ = ["Given", "Problem", "merge", "read_section"]
+__all__ = ["Given", "Problem", "doubled", "merge", "read_section"]
 
 KINDS = {
     "int": "an integer", "count": "a positive integer", "float": "a number",
@@ -48,38 +48,48 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
     Keys are spelt with underscores in the result.
     """
-    merged = {_plain(key): value for key, value in base.items()}
-    for key, value in over.items():
-        name = _plain(key)
-        old = merged.get(name)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            value = merge(old, value)
-        merged[name] = value
+    merged: dict[str, Any] = {}
+    for part in (base, over):
+        for key, value in part.items():
+            name, old = _plain(key), merged.get(_plain(key))
+            if isinstance(value, Mapping):
+                value = merge(old if isinstance(old, Mapping) else {}, value)
+            merged[name] = value
     return merged
+
+
+def doubled(given: Mapping[str, Any], path: str) -> list[Problem]:
+    """Keys that one dictionary holds twice, with - and with _."""
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for key, value in given.items():
+        name = _plain(key)
+        where = f"{path}.{name}"
+        if name in seen:
+            problems.append(Problem(where, value, "is given twice, with - and with _.", ""))
+        seen.add(name)
+        if isinstance(value, Mapping):
+            problems += doubled(value, where)
+    return problems
 
 
 def read_section(
     section: str, given: Mapping[str, Any], path: str
 ) -> tuple[list[Given], list[Problem]]:
-    """Every value of a section and of those inside it, with what is wrong; None is unset."""
+    """Every value of a merged section and of those inside it, with what is wrong; None is unset."""
     values: list[Given] = []
     problems: list[Problem] = []
-    seen: set[str] = set()
-    for key, value in given.items():
-        name = _plain(str(key))
+    for name, value in given.items():
         where = f"{path}.{name}"
         field = SECTIONS[section].get(name)
         if field is None:
             problems.append(_unknown(section, where, name, value))
-        elif name in seen:
-            problems.append(Problem(where, value, "is given twice, with - and with _.", ""))
         elif not fits(field, value):
             problems.append(Problem(where, value, f"must be {KINDS[field.kind]}.", ""))
         elif value is not None:
             more = _take(section, where, field, value)
             values += more[0]
             problems += more[1]
-        seen.add(name)
     return values, problems
 
 
@@ -120,5 +130,5 @@ def _unknown(section: str, where: str, name: str, value: Any) -> Problem:
     return Problem(where, value, f"is no key of {section}.", fix)
 
 
-def _plain(key: str) -> str:
-    return key.replace("-", "_")
+def _plain(key: object) -> str:
+    return str(key).replace("-", "_")

@@ -12,7 +12,7 @@ from typing import Any
 from ranvier.core.buckets import BucketRequest, Listed
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.config.field import plain_dtype
-from ranvier.targets.neuron.config.read import Given, Problem, merge, read_section
+from ranvier.targets.neuron.config.read import Given, Problem, doubled, merge, read_section
 from ranvier.targets.neuron.config.rules import (
     PLUGIN_RULES,
     RULES,
@@ -95,7 +95,7 @@ def _sections(
 ) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
     """The merged NeuronConfig, the plug-in's section, and problems of the level above."""
     top = merge({}, additional)
-    problems = []
+    problems = doubled(additional, "additional_config")
     parts: dict[str, Mapping[str, Any]] = {}
     for name in (OVERRIDE, PLUGIN, *VISION):
         part = top.pop(name, None) or {}
@@ -106,6 +106,7 @@ def _sections(
     if not isinstance(override, Mapping):
         problems.append(Problem(OVERRIDE, override, "must be a dictionary.", ""))
         override = {}
+    problems += doubled(override, OVERRIDE)
     problems += read_section("additional_config", top, "additional_config")[1]
     for name in VISION:
         problems += read_section("vision_neuron_config", parts[name], name)[1]

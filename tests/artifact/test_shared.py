@@ -1,0 +1,78 @@
+"""Artifacts as the environment promises: shared, reused untouched, misses explained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ranvier.artifact.read import read_manifest, verify
+from ranvier.cli.settings import parse_options
+from ranvier.cli.wire import ensure_artifact
+from ranvier.core.errors import ArtifactError
+
+BUILD = (
+    "import sys, json; from ranvier.cli.settings import parse_options; "
+    "from ranvier.cli.wire import ensure_artifact; "
+    "print(ensure_artifact(parse_options(json.loads(sys.argv[1]))))"
+)
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_options):
+    return ensure_artifact(parse_options(tiny_options))
+
+
+@pytest.fixture
+def unnamed(tiny_options):
+    """The options without a folder: the environment names it."""
+    return {name: value for name, value in tiny_options.items() if name != "artifacts"}
+
+
+def start(options, root):
+    words = [sys.executable, "-c", BUILD, json.dumps({**options, "artifacts": str(root)})]
+    return subprocess.Popen(words, stdout=-1, stderr=-1, text=True)
+
+
+def test_processes_at_once_build_once_and_agree(unnamed, tmp_path):
+    roots = [tmp_path / "one", tmp_path / "two", tmp_path / "two"]
+    children = [start(unnamed, root) for root in roots]
+    outs = [child.communicate(timeout=250) for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0], outs
+    # The two that share a folder: one builds, the other waits and has the same.
+    assert sum("packing weights" in err for _, err in outs[1:]) == 1
+    assert outs[1][0] == outs[2][0]
+    one, two = (read_manifest(Path(out.strip())) for out, _ in outs[:2])
+    assert (one.key, one.programs, one.arrays, one.model) == (
+        two.key, two.programs, two.arrays, two.model
+    )  # fmt: skip
+    # XLA:CPU compiles in threads and keeps the order in which they end: binaries may differ.
+    differing = [name for name in one.files if one.files[name] != two.files[name]]
+    assert all(name.endswith(".bin") and name.startswith("programs/") for name in differing)
+
+
+def test_a_changed_dtype_is_named(tiny_options, artifact):
+    options = {**tiny_options, "dtype": "bfloat16", "require_artifacts": True}
+    with pytest.raises(ArtifactError, match="dtype: 'bfloat16', there 'float32'"):
+        ensure_artifact(parse_options(options))
+
+
+def test_the_variable_names_the_folder(unnamed, artifact, monkeypatch):
+    monkeypatch.setenv("NEURON_COMPILED_ARTIFACTS", str(artifact.parent))
+    assert ensure_artifact(parse_options({**unnamed, "require_artifacts": True})) == artifact
+
+
+def test_a_missing_folder_of_the_variable_is_made(unnamed, artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURON_COMPILED_ARTIFACTS", str(tmp_path / "new" / "deep"))
+    built = ensure_artifact(parse_options(unnamed))
+    assert built.parent == tmp_path / "new" / "deep"
+    assert verify(built) == []
+
+
+def test_an_option_wins_over_the_variable(tiny_options, artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURON_COMPILED_ARTIFACTS", str(tmp_path))
+    options = {**tiny_options, "require_artifacts": True}
+    assert ensure_artifact(parse_options(options)) == artifact
