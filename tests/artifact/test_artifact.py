@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -13,7 +10,7 @@ import pytest
 from ranvier import LLM, SamplingParams
 from ranvier.artifact.read import read_manifest, verify
 from ranvier.cli.settings import parse_options
-from ranvier.cli.wire import ensure_artifact, open_engine
+from ranvier.cli.wire import ensure_artifact
 from ranvier.core.errors import ArtifactError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4)
@@ -53,17 +50,6 @@ def test_every_flipped_byte_truncation_and_loss_is_found(artifact, tmp_path):
             shutil.rmtree(copy)
 
 
-def test_a_corrupt_artifact_is_not_loaded(tiny_options, artifact, tmp_path):
-    root = tmp_path / "root"
-    shutil.copytree(artifact, root / artifact.name)
-    path = root / artifact.name / "weights.bin"
-    data = bytearray(path.read_bytes())
-    data[5] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"weights\.bin"):
-        open_engine(parse_options({**tiny_options, "artifacts": str(root)}), [])
-
-
 def test_a_damaged_manifest_is_refused(artifact, tmp_path):
     copy = tmp_path / artifact.name
     shutil.copytree(artifact, copy)
@@ -77,36 +63,6 @@ def test_a_required_artifact_that_is_missing_names_what_differs(tiny_options, ar
     changed = {**tiny_options, "max_num_seqs": 2, "require_artifacts": True}
     with pytest.raises(ArtifactError, match="max_num_seqs: 2, there 4"):
         ensure_artifact(parse_options(changed))
-
-
-def test_two_processes_at_once_build_one_artifact(tiny_options, tmp_path):
-    code = (
-        "import sys, json; from ranvier.cli.settings import parse_options; "
-        "from ranvier.cli.wire import ensure_artifact; "
-        "print(ensure_artifact(parse_options(json.loads(sys.argv[1]))))"
-    )
-    import json
-
-    options = json.dumps({**tiny_options, "artifacts": str(tmp_path)})
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, options], stdout=-1, stderr=-1, text=True)
-        for _ in range(2)
-    ]
-    outs = [child.communicate(timeout=200) for child in children]
-    assert [child.returncode for child in children] == [0, 0], outs
-    assert outs[0][0] == outs[1][0]
-    assert sum("packing weights" in err for _, err in outs) == 1
-    assert verify(Path(outs[0][0].strip())) == []
-
-
-def test_a_killed_build_leaves_nothing_half_valid_and_is_resumed(tiny_options, artifact, tmp_path):
-    folder = tmp_path / f"{artifact.name}.building"
-    shutil.copytree(artifact, folder)
-    (folder / "manifest.json").unlink()
-    (folder / "weights.bin").write_bytes(b"half")
-    built = ensure_artifact(parse_options({**tiny_options, "artifacts": str(tmp_path)}))
-    assert verify(built) == []
-    assert not folder.exists()
 
 
 def test_nothing_is_traced_or_compiled_after_ready(tiny_options):

@@ -10,6 +10,7 @@ import msgspec
 
 __all__ = [
     "FORMAT",
+    "PART_BYTES",
     "ArrayEntry",
     "ArtifactKey",
     "FileEntry",
@@ -17,9 +18,12 @@ __all__ = [
     "ProgramEntry",
     "canonical",
     "differing",
+    "join_hashes",
 ]
 
-FORMAT = 1
+FORMAT = 2
+PART_BYTES = 64 * 2**20
+"""Files are hashed in parts of this size, so that many threads can check one file."""
 
 
 class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +53,7 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size in bytes and sha256 of one file."""
+    """Size in bytes and sha256 of one file; of a file above PART_BYTES, of its parts' digests."""
 
     size: int
     sha256: str
@@ -81,6 +85,11 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     files: dict[str, FileEntry]
     model: dict[str, Any]
     """Numbers that the runtime needs: vocab_size, cache shapes and dtype, limits."""
+
+
+def join_hashes(parts: list[bytes]) -> str:
+    """The sha256 of FileEntry, from the digests of a file's parts."""
+    return (parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()).hex()
 
 
 def canonical(value: Any) -> bytes:

@@ -1,17 +1,16 @@
 """Write an artifact: under a lock, into a folder of its own, ended by one atomic rename.
 
 Programs finished by an earlier, killed build are reused when their recorded hashes hold. A finished
-artifact is never changed and never deleted here.
+artifact is never changed; one that was found damaged is replaced whole.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.artifact.manifest import (
+    PART_BYTES,
     ArrayEntry,
     ArtifactKey,
     FileEntry,
     Manifest,
     ProgramEntry,
     canonical,
+    join_hashes,
 )
 from ranvier.artifact.read import MANIFEST, check_file
 
-__all__ = ["ArtifactWriter", "locked"]
+__all__ = ["ArtifactWriter", "set_aside"]
 
 ALIGN = 4096
 RECORD = "finished.json"
-
-
-@contextmanager
-def locked(root: Path, key: ArtifactKey, notice: Callable[[str], None]) -> Iterator[None]:
-    """Hold the key's lock between processes; says so when another holds it."""
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / f"{key.name}.lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            notice(f"another process builds {key.name}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class ArtifactWriter:
@@ -81,12 +68,15 @@ class ArtifactWriter:
 
     def add_file(self, name: str, data: bytes) -> None:
         self._write(name, data)
-        self._files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
+        digest = _Digest()
+        digest.update(data)
+        self._files[name] = FileEntry(len(data), digest.hex())
 
     def add_weights(self, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
         """Stream arrays into weights.bin, each at a page-aligned offset."""
-        digest, offset = hashlib.sha256(), 0
+        digest, offset = _Digest(), 0
         path = self.folder / "weights.bin"
+        path.unlink(missing_ok=True)  # it may be a link to a finished artifact's
         with path.open("wb") as file:
             for name, array in arrays:
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -99,7 +89,21 @@ class ArtifactWriter:
                 offset += len(data) + len(padding)
             file.flush()
             os.fsync(file.fileno())
-        self._files["weights.bin"] = FileEntry(offset, digest.hexdigest())
+        self._files["weights.bin"] = FileEntry(offset, digest.hex())
+
+    def take_over(self, folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+        """Link (or copy) whole files, and the tables, from another artifact of this key."""
+        for name in names:
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:
+                os.link(folder / name, target)
+            except OSError:
+                shutil.copyfile(folder / name, target)
+            self._files[name] = manifest.files[name]
+        self._arrays = dict(manifest.arrays)
+        self._programs = list(manifest.programs)
 
     def finish(self, model: dict[str, Any]) -> Path:
         """Write the manifest and rename the folder into place."""
@@ -112,12 +116,16 @@ class ArtifactWriter:
             model=model,
         )
         self._write(MANIFEST, canonical(manifest))
+        trash = set_aside(self.final)
         os.rename(self.folder, self.final)
+        shutil.rmtree(trash, ignore_errors=True)
+        _sync_folder(self.final.parent)
         return self.final
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # it may be a link to a finished artifact's
         with path.open("wb") as file:
             file.write(data)
             file.flush()
@@ -131,5 +139,44 @@ class ArtifactWriter:
             return {}
 
 
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged artifact out of the way; who maps its files keeps them. Needs its lock."""
+    trash = folder.with_name(f"{folder.name}.damaged-{os.getpid()}")
+    if folder.exists():
+        os.rename(folder, trash)
+    return trash
+
+
 def _program_files(name: str) -> tuple[str, str]:
     return f"programs/{name}.stablehlo", f"programs/{name}.bin"
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename in `path` survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Digest:
+    """Streams data into the hash of FileEntry."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._open, self._size = hashlib.sha256(), 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):
+            if self._size == PART_BYTES:
+                self._parts.append(self._open.digest())
+                self._open, self._size = hashlib.sha256(), 0
+            chunk = view[: PART_BYTES - self._size]
+            self._open.update(chunk)
+            self._size += len(chunk)
+            view = view[len(chunk) :]
+
+    def hex(self) -> str:
+        return join_hashes([*self._parts, self._open.digest()])

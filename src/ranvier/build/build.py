@@ -17,9 +17,10 @@ from typing import Any
 from jaxlib import version as jaxlib_version
 
 import ranvier
+from ranvier.artifact.lock import locked
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
-from ranvier.artifact.write import ArtifactWriter, locked
+from ranvier.artifact.write import ArtifactWriter
 from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Program, Sizes, cache_shapes, programs
 from ranvier.core.errors import ArtifactError

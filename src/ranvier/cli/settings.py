@@ -24,11 +24,13 @@ from ranvier.core.errors import ConfigError
 __all__ = [
     "DTYPES",
     "Options",
-    "artifacts_folder",
+    "artifact_roots",
     "bucket_lists",
+    "cache_artifacts",
     "cache_folder",
     "client_key",
     "environment",
+    "is_writable",
     "machine_variables",
     "nearest",
     "parse_options",
@@ -214,14 +216,16 @@ def client_key() -> str | None:
     return os.environ.get("OPENAI_API_KEY")
 
 
-def artifacts_folder(options: Options, model: Path) -> Path:
-    """The folder that holds artifacts, by the option, the environment, or the model's place."""
+def artifact_roots(options: Options, model: Path) -> list[Path]:
+    """Folders that may hold the artifact; the first is written to, the others only read."""
     named = options.artifacts or os.environ.get("NEURON_COMPILED_ARTIFACTS")
-    if named:
-        return Path(named).expanduser()
-    beside = (model if model.is_dir() else model.parent) / "neuron-compiled-artifacts"
-    if beside.is_dir() or os.access(beside.parent, os.W_OK):
-        return beside
+    home = model if model.is_dir() else model.parent
+    root = Path(named).expanduser() if named else home / "neuron-compiled-artifacts"
+    return [root] if is_writable(root) else [cache_artifacts(), root]
+
+
+def cache_artifacts() -> Path:
+    """Where artifacts lie whose own place can't be written to."""
     return cache_folder() / "neuron-compiled-artifacts"
 
 
@@ -240,6 +244,13 @@ def bucket_lists(variables: Mapping[str, str] = os.environ) -> dict[str, tuple[i
             )
         found[name] = tuple(int(part) for part in parts)
     return found
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or the folder itself where it is not there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
 
 
 def say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,16 @@ import msgspec
 
 from ranvier.cli.settings import (
     Options,
-    artifacts_folder,
+    artifact_roots,
+    cache_artifacts,
     cache_folder,
+    is_writable,
     nearest,
     parse_options,
     say,
 )
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CheckpointError, ConfigError
+from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact
 from ranvier.engine.llm import Offline
 from ranvier.engine.loop import Engine
 from ranvier.text.codec import DEFAULTS, TextCodec
@@ -29,11 +32,13 @@ from ranvier.weights.hub import fetch_hub, is_hub_id
 from ranvier.weights.override import OverriddenCheckpoint, TextSource
 
 if TYPE_CHECKING:
+    from ranvier.artifact.manifest import ArtifactKey
     from ranvier.cli.sizes import Plan
 
 __all__ = [
     "LLM",
     "ensure_artifact",
+    "key_of",
     "load_engine",
     "locate",
     "open_codec",
@@ -74,7 +79,13 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     """A warm engine on an artifact. Appends (phase, seconds) to `phases`."""
     from ranvier.runtime.load import load_runner
 
-    runner = load_runner(folder, phases)
+    try:
+        runner = load_runner(folder, phases)
+    except DamagedArtifact as damage:
+        if options.require_artifacts:
+            raise
+        folder = _mend(options, folder, damage)
+        runner = load_runner(folder, phases)
     config = EngineConfig(
         max_num_batched_tokens=runner.info.token_buckets[-1],
         enable_prefix_caching=options.enable_prefix_caching,
@@ -111,18 +122,47 @@ def open_codec(
     return codec
 
 
-def ensure_artifact(options: Options) -> Path:
-    """The artifact's folder for these options, built when missing."""
+def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
+    """The artifact's folder for these options, built when missing; never the one `damaged`."""
     checkpoint = open_model(options)
     planned = plan(options, checkpoint)
-    from ranvier.build.build import artifact_key, build_artifact
+    from ranvier.artifact.read import find
+    from ranvier.build.build import build_artifact
 
-    key = artifact_key(checkpoint, planned.spec, planned.sizes, FLAGS)
-    root = artifacts_folder(options, checkpoint.path)
+    key = key_of(checkpoint, planned)
+    roots = artifact_roots(options, checkpoint.path)
+    for root in roots:
+        if (found := find(root, key)) not in (None, damaged):
+            assert found is not None
+            return found
     return build_artifact(
-        root, key, checkpoint, planned.spec, planned.sizes, say,
+        roots[0], key, checkpoint, planned.spec, planned.sizes, say,
         is_required=options.require_artifacts,
     )  # fmt: skip
+
+
+def key_of(checkpoint: Checkpoint, planned: Plan) -> ArtifactKey:
+    """The key of a planned build."""
+    from ranvier.build.build import artifact_key
+
+    return artifact_key(checkpoint, planned.spec, planned.sizes, FLAGS)
+
+
+def _mend(options: Options, folder: Path, damage: DamagedArtifact) -> Path:
+    """Compile damaged binaries again from their StableHLO, or build everything again."""
+    say(damage.message)
+    from ranvier.artifact.lock import locked
+    from ranvier.artifact.read import read_manifest
+    from ranvier.artifact.write import set_aside
+    from ranvier.build.rebuild import is_mendable, rebuild_programs
+
+    root = folder.parent if is_writable(folder.parent) else cache_artifacts()
+    if is_mendable(damage.names):
+        return rebuild_programs(folder, damage.names, root, say)
+    if root == folder.parent:
+        with locked(root, read_manifest(folder).key, say):
+            shutil.rmtree(set_aside(folder))
+    return ensure_artifact(options, damaged=folder)
 
 
 def open_model(options: Options) -> Checkpoint:

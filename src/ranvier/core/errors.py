@@ -11,6 +11,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "ConfigError",
+    "DamagedArtifact",
     "DeviceError",
     "InternalError",
     "ModelNotFound",
@@ -58,6 +59,14 @@ class ArtifactError(RanvierError):
     """A compiled artifact is missing, corrupt or differs from what was asked for."""
 
     exit_code = 4
+
+
+class DamagedArtifact(ArtifactError):
+    """Files of an artifact are not what its manifest says, or its programs are refused."""
+
+    def __init__(self, message: str, names: list[str], *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.names = names
 
 
 class TargetError(RanvierError):

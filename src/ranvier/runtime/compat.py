@@ -10,12 +10,21 @@ from typing import Any
 import jax
 from jax._src.lib import xla_client  # type: ignore[attr-defined]
 
-__all__ = ["LoadedProgram", "deserialize", "serialize"]
+__all__ = ["LoadedProgram", "compile_stablehlo", "deserialize", "serialize"]
 
 
 def serialize(compiled: Any) -> bytes:
     """The bytes of a compiled program's executable."""
     return bytes(compiled.runtime_executable().serialize())
+
+
+def compile_stablehlo(text: bytes) -> bytes:
+    """The bytes of an executable compiled from StableHLO, without tracing; for build/ alone."""
+    device = jax.local_devices()[0]
+    options = xla_client.CompileOptions()
+    options.num_replicas = options.num_partitions = 1
+    devices = xla_client.DeviceList((device,))
+    return bytes(device.client.compile_and_load(text, devices, options).serialize())
 
 
 def deserialize(data: bytes) -> LoadedProgram:

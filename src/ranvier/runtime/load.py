@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from ranvier.artifact.lock import hold
 from ranvier.artifact.manifest import ArrayEntry, Manifest
-from ranvier.artifact.read import check_file, read_manifest
-from ranvier.core.errors import ArtifactError
+from ranvier.artifact.read import check_files, read_manifest
+from ranvier.core.errors import ArtifactError, DamagedArtifact
 from ranvier.core.layout import MetaLayout
 from ranvier.core.step import RunnerInfo
 from ranvier.native import library
@@ -28,12 +29,14 @@ Phases = list[tuple[str, float]]
 
 def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
     """A warm runner; appends (phase, seconds) to `phases`. Raises ArtifactError."""
+    in_use = hold(folder)
     manifest = read_manifest(folder)
     with _timed(phases, "verify artifact"):
-        faults = [check_file(folder, name, entry) for name, entry in manifest.files.items()]
-        if any(faults):
-            raise ArtifactError(
-                "; ".join(fault for fault in faults if fault),
+        faults = check_files(folder, manifest.files)
+        if faults:
+            raise DamagedArtifact(
+                "; ".join(faults.values()),
+                list(faults),
                 hint=f"Remove {folder} and build it again.",
             )
     info = _info(manifest)
@@ -54,7 +57,7 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
         ]
     with _timed(phases, "allocate cache"):
         state = _state(manifest)
-    runner = DeviceRunner(info, programs, layouts, weights, state)
+    runner = DeviceRunner(info, programs, layouts, weights, state, in_use.close)
     with _timed(phases, "warm programs"):
         runner.warm()
     return runner
@@ -87,8 +90,9 @@ def _program(folder: Path, name: str) -> LoadedProgram:
     try:
         return deserialize(data)
     except (RuntimeError, ValueError) as error:
-        raise ArtifactError(
+        raise DamagedArtifact(
             f"{folder}/programs/{name}.bin: this runtime refuses it: {error}",
+            [f"programs/{name}.bin"],
             hint=f"Remove {folder} and build it again on this machine.",
         ) from error
 

@@ -5,6 +5,7 @@ Per step: one packed host buffer in, one launch, one copy out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,11 +43,13 @@ class DeviceRunner:
         layouts: dict[int, MetaLayout],
         weights: list[jax.Array],
         state: dict[str, jax.Array],
+        release: Callable[[], None],
     ) -> None:
         self._info = info
         self._programs = programs
         self._buffers = {bucket: _Buffers(layout, info) for bucket, layout in layouts.items()}
         self._weights = weights
+        self._release = release
         self._state = [state["k"], state["sampled"], state["v"]]
 
     @property
@@ -90,7 +93,8 @@ class DeviceRunner:
             self.collect(self.dispatch(StepPlan(bucket, [], [])))
 
     def close(self) -> None:
-        """Drop the device's memory."""
+        """Drop the device's memory and let go of the artifact."""
+        self._release()
         self._weights, self._state, self._programs = [], [], {}
 
     def _edits(self, plan: StepPlan, buffers: _Buffers) -> tuple[Any, Any]:

@@ -233,14 +233,17 @@ def test_artifacts_lie_beside_the_model_or_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RANVIER_CACHE_ROOT", str(tmp_path / "cache"))
     model = tmp_path / "model"
     model.mkdir()
-    found = settings.artifacts_folder(Options(model="m"), model)
-    assert found == model / "neuron-compiled-artifacts"
-    assert settings.artifacts_folder(Options(model="m", artifacts="/x"), model).as_posix() == "/x"
+    cache = tmp_path / "cache" / "neuron-compiled-artifacts"
+    beside = model / "neuron-compiled-artifacts"
+    named = Options(model="m", artifacts=str(tmp_path / "x"))
+    assert settings.artifact_roots(Options(model="m"), model) == [beside]
+    assert settings.artifact_roots(Options(model="m"), model / "m.gguf") == [beside]
+    assert settings.artifact_roots(named, model) == [tmp_path / "x"]
     monkeypatch.setattr(settings.os, "access", lambda *_: False)
-    found = settings.artifacts_folder(Options(model="m"), model)
-    assert found == tmp_path / "cache" / "neuron-compiled-artifacts"
+    assert settings.artifact_roots(Options(model="m"), model) == [cache, beside]
+    assert settings.artifact_roots(named, model) == [cache, tmp_path / "x"]
     monkeypatch.setenv("NEURON_COMPILED_ARTIFACTS", "/y")
-    assert settings.artifacts_folder(Options(model="m"), model).as_posix() == "/y"
+    assert settings.artifact_roots(Options(model="m"), model)[-1].as_posix() == "/y"
 
 
 def test_help_lists_every_option():
