@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ranvier.core.errors import CheckpointError
 from ranvier.weights.folder import ModelFolder
+from ranvier.weights.quantised import QuantTensor
 from ranvier.weights.revision import content_revision
 from ranvier.weights.safetensors import SafetensorsFile
 
@@ -27,7 +28,12 @@ TEXT_FILES = (
 
 
 class Checkpoint(Protocol):
-    """What the build and the text layer read of a model."""
+    """What the build and the text layer read of a model.
+
+    `read` gives dense values, also of what is stored quantised; `read_quantised` gives a matrix at
+    its own width, None where it is stored dense. `quantisation` is the scheme's short name, for
+    keys and logs; None where all is dense.
+    """
 
     path: Path
 
@@ -43,6 +49,9 @@ class Checkpoint(Protocol):
     def tensor_names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def read(self, name: str) -> NDArray[Any]: ...
+    def read_quantised(self, name: str) -> QuantTensor | None: ...
+    @property
+    def quantisation(self) -> str | None: ...
 
 
 def open_checkpoint(path: Path, memo: Path | None = None) -> Checkpoint:
@@ -111,6 +120,15 @@ class FolderCheckpoint:
 
     def read(self, name: str) -> NDArray[Any]:
         return self._file(name).read(name)
+
+    def read_quantised(self, name: str) -> QuantTensor | None:
+        """None: every tensor of a folder is stored dense."""
+        self._file(name)
+        return None
+
+    @property
+    def quantisation(self) -> str | None:
+        return None
 
     def _file(self, name: str) -> SafetensorsFile:
         if name not in self._files:

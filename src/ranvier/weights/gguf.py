@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ranvier.core.errors import CheckpointError
 from ranvier.core.limits import LIMITS
-from ranvier.weights.dequantize import FORMATS, dequantize
+from ranvier.weights.dequantize import FORMATS, dequantize, unpack
+from ranvier.weights.quantised import QuantTensor
 
 __all__ = ["GgufFile"]
 
@@ -39,7 +40,7 @@ class _Tensor:
 
 
 class GgufFile:
-    """One mapped file: `metadata`, `names`, `shape(name)`, `read(name)`."""
+    """One mapped file: `metadata`, `names`, `shape(name)`, `read(name)`, `read_quantised(name)`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,8 +70,25 @@ class GgufFile:
     def read(self, name: str) -> NDArray[np.float32]:
         """Dequantise a tensor to f32."""
         tensor = self._tensors[name]
-        raw = self._data[tensor.start : tensor.start + tensor.size]
-        return dequantize(raw, tensor.kind).reshape(tensor.shape)
+        return dequantize(self._raw(tensor), tensor.kind).reshape(tensor.shape)
+
+    def read_quantised(self, name: str) -> QuantTensor | None:
+        """A matrix at its own width; None where it is stored dense. Raises CheckpointError."""
+        tensor = self._tensors[name]
+        if len(tensor.shape) != 2:
+            return None
+        found = unpack(self._raw(tensor), tensor.kind, tensor.shape[0])
+        if found is not None:
+            found.check(f"{self.path}: {name}")
+        return found
+
+    def formats(self) -> set[str]:
+        """Names of the quantised formats that the file holds."""
+        kinds = {tensor.kind for tensor in self._tensors.values()}
+        return {FORMATS[kind].name for kind in kinds if FORMATS[kind].unpack is not None}
+
+    def _raw(self, tensor: _Tensor) -> NDArray[np.uint8]:
+        return self._data[tensor.start : tensor.start + tensor.size]
 
     def _error(self, field: str, value: object, rule: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {field} is {value!r}, must be {rule}.")

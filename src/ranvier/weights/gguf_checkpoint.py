@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ranvier.core.errors import CheckpointError
 from ranvier.weights.gguf import GgufFile
 from ranvier.weights.gguf_tokenizer import tokenizer_json
+from ranvier.weights.quantised import QuantTensor
 from ranvier.weights.revision import content_revision
 
 __all__ = ["GgufCheckpoint"]
@@ -50,6 +51,11 @@ TOP_NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+FILE_TYPES = {
+    2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+}  # fmt: skip
+"""general.file_type, where it tells a mixture of formats."""
 WINDOW_PATTERN = 6
 """Gemma 3: every sixth layer attends to everything (its published config)."""
 
@@ -134,13 +140,42 @@ class GgufCheckpoint:
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in f32, in Hugging Face's convention."""
         values = self._file.read(self._source(name))
-        if self._arch == "llama" and ".q_proj." in name:
-            return _unpermute(values, self.config["num_attention_heads"])
-        if self._arch == "llama" and ".k_proj." in name:
-            return _unpermute(values, self.config["num_key_value_heads"])
+        order = self._row_order(name, values.shape[0])
+        if order is not None:
+            return values[order]
         if self._arch == "gemma3" and name.endswith("norm.weight"):
             return values - np.float32(1)
         return values
+
+    def read_quantised(self, name: str) -> QuantTensor | None:
+        """A matrix at its own width; None where it is stored dense. Raises CheckpointError."""
+        found = self._file.read_quantised(self._source(name))
+        order = None if found is None else self._row_order(name, found.shape[0])
+        return found if found is None or order is None else found.take_rows(order)
+
+    @property
+    def quantisation(self) -> str | None:
+        """The file's type as its quantiser named it; its formats where it does not say."""
+        formats = self._file.formats()
+        if not formats:
+            return None
+        kind = self._meta.get("general.file_type")
+        named = FILE_TYPES.get(kind) if isinstance(kind, int) else None
+        return f"gguf {named or '+'.join(sorted(formats))}"
+
+    def _row_order(self, name: str, rows: int) -> NDArray[np.int64] | None:
+        """Which rows of the file are a projection's rows, from interleaved rope pairs to halves."""
+        heads = {".q_proj.": "num_attention_heads", ".k_proj.": "num_key_value_heads"}
+        field = next((field for part, field in heads.items() if part in name), None)
+        if self._arch != "llama" or field is None:
+            return None
+        count = self.config[field]
+        if rows % (2 * count):
+            raise CheckpointError(
+                f"{self.path}: {name} has {rows} rows, no multiple of 2 x {count} heads."
+            )
+        pairs = np.arange(rows).reshape(count, rows // count // 2, 2)
+        return pairs.swapaxes(1, 2).reshape(-1)
 
     def _source(self, name: str) -> str:
         if name not in self._names:
@@ -162,9 +197,3 @@ class GgufCheckpoint:
             inner = table.get(parts[2], parts[2])
             return f"model.layers.{parts[1]}.{inner}.{parts[3]}"
         return name
-
-
-def _unpermute(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """From interleaved rope pairs back to halves, per head."""
-    rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
-    return rows.swapaxes(1, 2).reshape(values.shape)

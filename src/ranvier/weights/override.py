@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from ranvier.weights.checkpoint import Checkpoint
+from ranvier.weights.quantised import QuantTensor
 
 __all__ = ["OverriddenCheckpoint", "TextSource"]
 
@@ -56,6 +57,13 @@ class OverriddenCheckpoint:
 
     def read(self, name: str) -> NDArray[Any]:
         return self._inner.read(name)
+
+    def read_quantised(self, name: str) -> QuantTensor | None:
+        return self._inner.read_quantised(name)
+
+    @property
+    def quantisation(self) -> str | None:
+        return self._inner.quantisation
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

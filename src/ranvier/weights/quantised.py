@@ -6,7 +6,7 @@ numpy only; knows nothing of files or of kernels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -77,14 +77,40 @@ class QuantTensor:
         ):  # fmt: skip
             if array is not None and array.shape != wanted:
                 raise CheckpointError(f"{name}: {field} have shape {array.shape}, not {wanted}.")
-        if self.scales is not None and not np.isfinite(self.scales).all():
-            raise CheckpointError(f"{name}: a scale is not finite.")
+        outer = self.scales if self.levels is None else self.levels.outer
+        least = self.offsets if self.levels is None else self.levels.least_outer
+        for field, numbers in (("a scale", outer), ("an offset", least)):
+            if numbers is not None and not np.isfinite(numbers).all():
+                raise CheckpointError(f"{name}: {field} is not finite.")
         if (
             self.kind == "int"
             and self.bits < 8
             and int(self.codes.max(initial=0)) >= 1 << self.bits
         ):
             raise CheckpointError(f"{name}: a code does not fit into {self.bits} bits.")
+
+    def take_rows(self, order: NDArray[np.int64]) -> QuantTensor:
+        """The outputs `order`, in that order."""
+
+        def rows(array: NDArray[Any] | None) -> Any:
+            return None if array is None else array[order]
+
+        levels = self.levels
+        if levels is not None:
+            levels = SuperScales(
+                outer=rows(levels.outer),
+                codes=rows(levels.codes),
+                least_outer=rows(levels.least_outer),
+                least_codes=rows(levels.least_codes),
+            )
+        return replace(
+            self,
+            codes=rows(self.codes),
+            scales=rows(self.scales),
+            zeros=rows(self.zeros),
+            offsets=rows(self.offsets),
+            levels=levels,
+        )
 
     def values(self) -> Floats:
         """The matrix in f32 [O, I]: the reference of every kernel.
