@@ -16,6 +16,8 @@ from ranvier.core.limits import LIMITS
 __all__ = ["SamplingParams"]
 
 _SEED_MAX = 2**63
+_COUNT_MAX = 2**31
+_BIAS_MAX = 100
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -85,6 +87,7 @@ def _check_ranges(p: SamplingParams) -> None:
         ("presence_penalty", -2, 2, "in [-2, 2]"),
         ("frequency_penalty", -2, 2, "in [-2, 2]"),
         ("temperature", 0, math.inf, "a finite number >= 0"),
+        ("repetition_penalty", 0, 1e6, "in (0, 1e6]"),
         ("min_p", 0, 1, "in [0, 1]"),
         ("top_p", 0, 1, "in (0, 1]"),
     )
@@ -92,23 +95,23 @@ def _check_ranges(p: SamplingParams) -> None:
         value = getattr(p, name)
         _require(math.isfinite(value) and low <= value <= high, name, value, rule)
     _require(p.top_p > 0, "top_p", p.top_p, "in (0, 1]")
-    is_ok = math.isfinite(p.repetition_penalty) and p.repetition_penalty > 0
-    _require(is_ok, "repetition_penalty", p.repetition_penalty, "a finite number > 0")
+    _require(p.repetition_penalty > 0, "repetition_penalty", p.repetition_penalty, "in (0, 1e6]")
 
 
 def _check_counts(p: SamplingParams) -> None:
     if p.top_k == -1:
         p.top_k = 0
-    _require(p.top_k >= 0, "top_k", p.top_k, "-1, 0 (off) or at least 1")
+    _require(0 <= p.top_k < _COUNT_MAX, "top_k", p.top_k, "-1, 0 (off) or in [1, 2**31)")
     _require(1 <= p.n <= LIMITS.n_max, "n", p.n, f"in [1, {LIMITS.n_max}]")
     if p.best_of is not None:
         rule = f"in [n, {LIMITS.n_max}]"
         _require(p.n <= p.best_of <= LIMITS.n_max, "best_of", p.best_of, rule)
     if p.max_tokens is not None:
-        _require(p.max_tokens >= 0, "max_tokens", p.max_tokens, "at least 0")
+        is_ok = 0 <= p.max_tokens < _COUNT_MAX
+        _require(is_ok, "max_tokens", p.max_tokens, "in [0, 2**31)")
         is_ok = p.min_tokens <= p.max_tokens
         _require(is_ok, "min_tokens", p.min_tokens, f"at most max_tokens={p.max_tokens}")
-    _require(p.min_tokens >= 0, "min_tokens", p.min_tokens, "at least 0")
+    _require(0 <= p.min_tokens < _COUNT_MAX, "min_tokens", p.min_tokens, "in [0, 2**31)")
     for name in ("logprobs", "prompt_logprobs"):
         value = getattr(p, name)
         is_ok = value is None or 0 <= value <= LIMITS.logprobs_max
@@ -117,7 +120,8 @@ def _check_counts(p: SamplingParams) -> None:
         _require(-_SEED_MAX <= p.seed < _SEED_MAX, "seed", p.seed, "a 64-bit integer")
     if p.truncate_prompt_tokens is not None:
         value = p.truncate_prompt_tokens
-        _require(value >= 1 or value == -1, "truncate_prompt_tokens", value, "-1 or at least 1")
+        is_ok = value == -1 or 1 <= value < _COUNT_MAX
+        _require(is_ok, "truncate_prompt_tokens", value, "-1 or in [1, 2**31)")
 
 
 def _check_lists(p: SamplingParams) -> None:
@@ -143,6 +147,7 @@ def _check_lists(p: SamplingParams) -> None:
         len(bias),
         f"at most {LIMITS.logit_bias_max} entries",
     )
-    _require(all(math.isfinite(v) for v in bias.values()), "logit_bias", bias, "finite numbers")
+    is_ok = all(-_BIAS_MAX <= value <= _BIAS_MAX for value in bias.values())
+    _require(is_ok, "logit_bias", bias, f"numbers in [-{_BIAS_MAX}, {_BIAS_MAX}]")
     if p.allowed_token_ids is not None:
         _require(len(p.allowed_token_ids) > 0, "allowed_token_ids", [], "a non-empty list")

@@ -9,13 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ranvier.core.errors import DeviceError, RequestError
+from ranvier.core.errors import RequestError
 from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
+from ranvier.engine.choice import Choice, best_choices
 from ranvier.engine.loop import Engine
 from ranvier.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from ranvier.text.codec import TextCodec
-from ranvier.text.stream import Detokenizer
 
 __all__ = ["Offline", "Prompt"]
 
@@ -142,74 +142,50 @@ class _Collector:
         self.request = request
         self._codec = codec
         self._prompt = prompt
-        count = request.params.sequence_count
-        self._parts = [CompletionOutput(index=i) for i in range(count)]
-        self._text = [Detokenizer(codec, request.params) for _ in range(count)]
-        self._sums = [0.0] * count
+        self._choices = [Choice(codec, request) for _ in range(request.params.sequence_count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._cached = 0
 
     @property
     def is_finished(self) -> bool:
-        return all(part.finish_reason for part in self._parts)
+        return all(choice.finish_reason for choice in self._choices)
 
     def take(self, event: Event) -> list[int]:
         """Take an event; the sequences that a stop string has ended. Raises DeviceError."""
-        if event.finish_reason == "error":
-            raise DeviceError(event.error or "A step failed.")
-        part = self._parts[event.index]
+        choice = self._choices[event.index]
         self._cached = max(self._cached, event.cached_tokens)
         if event.prompt_logprobs is not None:
             self._prompt_logprobs = [
                 None if entry is None else self._entries(entry) for entry in event.prompt_logprobs
             ]
-        if part.finish_reason is not None:
-            return []
-        part.token_ids += event.token_ids
-        for entry in event.logprobs or ():
-            self._sums[event.index] += entry.logprob
-            if self.request.params.logprobs is not None:
-                part.cumulative_logprob = self._sums[event.index]
-                part.logprobs = [*(part.logprobs or []), self._entries(entry)]
-        if not self.request.params.detokenize:
-            part.finish_reason, part.stop_reason = event.finish_reason, event.stop_reason
-            return []
-        return self._decode(part, event)
+        was_cut = choice.is_cut
+        choice.take(event)
+        return [event.index] if choice.is_cut and not was_cut else []
 
     def output(self) -> RequestOutput:
         """The request's output; of best_of sequences the n of highest mean log-probability."""
-        params, parts = self.request.params, self._parts
-        if params.best_of is not None and params.best_of > params.n:
-            means = [s / max(len(p.token_ids), 1) for s, p in zip(self._sums, parts, strict=True)]
-            order = sorted(range(len(parts)), key=lambda i: -means[i])[: params.n]
-            parts = [parts[i] for i in order]
-            for index, part in enumerate(parts):
-                part.index = index
+        best = best_choices(self._choices, self.request.params)
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self._prompt,
             prompt_token_ids=self.request.prompt_token_ids,
-            outputs=parts,
+            outputs=[self._part(index, choice) for index, choice in enumerate(best)],
             prompt_logprobs=self._prompt_logprobs,
             finished=True,
             num_cached_tokens=self._cached,
         )
 
-    def _decode(self, part: CompletionOutput, event: Event) -> list[int]:
-        detokenizer = self._text[event.index]
-        ids = event.token_ids
-        if event.finish_reason == "stop":
-            ids = ids[:-1]  # the token that ended it is no text
-        delta = detokenizer.feed(ids)
-        part.text += delta.text
-        if delta.stop_string is None and event.finish_reason is not None:
-            delta = detokenizer.finish()
-            part.text += delta.text
-        if delta.stop_string is not None:
-            part.finish_reason, part.stop_reason = "stop", delta.stop_string
-            return [] if event.finish_reason else [event.index]
-        part.finish_reason, part.stop_reason = event.finish_reason, event.stop_reason
-        return []
+    def _part(self, index: int, choice: Choice) -> CompletionOutput:
+        is_scored = self.request.params.logprobs is not None and choice.entries
+        return CompletionOutput(
+            index=index,
+            text=choice.text,
+            token_ids=choice.token_ids,
+            cumulative_logprob=choice.logprob_sum if is_scored else None,
+            logprobs=[self._entries(entry) for entry in choice.entries] if is_scored else None,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+        )
 
     def _entries(self, entry: TokenLogprobs) -> dict[int, Logprob]:
         """The chosen token first, then the top ones."""

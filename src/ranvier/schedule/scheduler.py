@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import RequestError
+from ranvier.core.fit import check_fits
 from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
 from ranvier.schedule.blocks import BlockPool, block_count
@@ -56,25 +56,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raise RequestError for what can never run here."""
-        length, limit = len(request.prompt_token_ids), self.info.model_len_max
-        if not length:
-            raise RequestError("The prompt is empty.", param="prompt")
-        needs_room = request.params.max_tokens != 0
-        if length + needs_room > limit:
-            raise RequestError(
-                f"The prompt has {length} tokens; at most {limit - needs_room} fit into the "
-                f"model's length of {limit}.",
-                param="prompt",
-                hint="Shorten it, or set truncate_prompt_tokens.",
-            )
-        asked = request.params.max_tokens or 1
-        longest = min(length + asked, limit)
-        needed = block_count(longest, self.info.block_tokens)
-        if needed > self.pool.total:
-            raise RequestError(
-                f"The request may need {needed} KV blocks; there are {self.pool.total}.",
-                param="max_tokens",
-            )
+        check_fits(request, self.info)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a checked sequence behind those of its priority."""

@@ -5,6 +5,7 @@ Everything that needs text is here; the engine sees ids. Checks prompts against 
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ from tokenizers import Tokenizer
 from ranvier.core.errors import CheckpointError, RequestError
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
-from ranvier.text.template import ChatTemplate
+from ranvier.text.pieces import TokenBytes
+from ranvier.text.template_worker import TemplateProcess
 
 __all__ = ["DEFAULTS", "TextCodec"]
 
@@ -22,6 +24,9 @@ DEFAULTS = {
     "repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens",
 }  # fmt: skip
 """Fields of a generation config and the sampling parameters whose defaults they set, as in vLLM."""
+
+
+UTF8_BYTES_MAX = 4
 
 
 class TextCodec:
@@ -48,8 +53,9 @@ class TextCodec:
         self.special_tokens = {
             name: _content(tokenizer_config.get(name)) for name in ("bos_token", "eos_token")
         }
-        template = tokenizer_config.get("chat_template")
-        self.template = ChatTemplate(template, self.special_tokens) if template else None
+        self.tokenizer_config = tokenizer_config
+        self.pieces = TokenBytes(self.tokenizer)
+        self.templates = TemplateProcess()
         self.end_token_ids = self._end_ids()
 
     def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -57,6 +63,24 @@ class TextCodec:
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's template; of several named ones, the default."""
+        found = self.tokenizer_config.get("chat_template")
+        if isinstance(found, list):
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) and found else None
+
+    def open_tail(self, ids: list[int]) -> bytes:
+        """The bytes of a character that the last of `ids` begin and do not end."""
+        data = self.pieces.join(ids[-UTF8_BYTES_MAX:], skip_special_tokens=True)
+        for length in range(1, min(len(data), UTF8_BYTES_MAX - 1) + 1):
+            if data[-length] & 0xC0 != 0x80:
+                is_open = codecs.getincrementaldecoder("utf-8")("replace").decode(data[-length:])
+                return b"" if is_open else data[-length:]
+        return b""
 
     def token_text(self, token_id: int) -> str:
         """The text of one token alone, special ones included."""
@@ -72,10 +96,8 @@ class TextCodec:
         **variables: Any,
     ) -> str:
         """Messages as the model's own prompt text. Raises RequestError."""
-        template = self.template
-        if chat_template is not None:
-            template = ChatTemplate(chat_template, self.special_tokens)
-        if template is None:
+        source = chat_template or self.chat_template
+        if source is None:
             raise RequestError(
                 "The model has no chat template.",
                 param="messages",
@@ -83,8 +105,12 @@ class TextCodec:
             )
         if not messages:
             raise RequestError("messages is empty.", param="messages")
-        text = template.render(
-            messages, add_generation_prompt=add_generation_prompt, variables=variables
+        text = self.templates.render(
+            source,
+            self.special_tokens,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
         )
         if not continue_final_message:
             return text

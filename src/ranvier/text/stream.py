@@ -1,21 +1,18 @@
 """Detokenizer: ids to text piece by piece, whole characters only, stop strings held back.
 
-Invariant: for every split of the ids the concatenated pieces equal the decoding of all of them, cut
-at the first stop string.
+Invariant: for every split of the ids the concatenated pieces are the same: the UTF-8 decoding of
+the tokens' bytes, cut at the first stop string. U+FFFD comes out only where the bytes are no UTF-8.
 """
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 
 from ranvier.core.sampling import SamplingParams
 from ranvier.text.codec import TextCodec
 
 __all__ = ["Detokenizer", "TextDelta"]
-
-REPLACEMENT = "\ufffd"
-CONTEXT = 6
-"""Ids kept before the new ones: what a decoder may look back at (spaces, byte runs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +24,22 @@ class TextDelta:
 
 
 class Detokenizer:
-    """Incremental decoding of one sequence."""
+    """Incremental decoding of one sequence.
 
-    def __init__(self, codec: TextCodec, params: SamplingParams) -> None:
-        self._codec = codec
+    `before` are bytes that end the prompt inside a character: the output completes it. Stop strings
+    count from the first token past params.min_tokens.
+    """
+
+    def __init__(self, codec: TextCodec, params: SamplingParams, *, before: bytes = b"") -> None:
+        self._pieces = codec.pieces
         self._skip = params.skip_special_tokens
         self._stops = params.stop_strings
         self._keeps_stop = params.include_stop_str_in_output
-        self._held = max((len(s) for s in self._stops), default=1) - 1
-        self._ids: list[int] = []
-        self._read = 0
+        self._longest = max((len(stop) for stop in self._stops), default=1) - 1
+        self._min_tokens = params.min_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8.decode(before)
+        self._count = 0
         self._pending = ""
         self._is_over = False
 
@@ -44,31 +47,27 @@ class Detokenizer:
         """Add ids; the text that is certain now."""
         if self._is_over:
             return TextDelta("")
-        self._ids += ids
-        self._pending += self._decode_new(is_last=False)
-        return self._release(is_last=False)
+        early = self._min_tokens - self._count
+        self._count += len(ids)
+        if not self._stops:
+            return TextDelta(self._decode(ids))
+        text = ""
+        if early > 0:
+            text, ids = self._pending + self._decode(ids[:early]), ids[early:]
+            self._pending = ""
+        self._pending += self._decode(ids)
+        delta = self._release(is_last=False)
+        return TextDelta(text + delta.text, delta.stop_string)
 
     def finish(self) -> TextDelta:
         """The rest of the text, incomplete characters included."""
         if self._is_over:
             return TextDelta("")
-        self._pending += self._decode_new(is_last=True)
+        self._pending += self._utf8.decode(b"", final=True)
         return self._release(is_last=True)
 
-    def _decode_new(self, *, is_last: bool) -> str:
-        """Text of the ids past `_read`, as far as it ends in a whole character."""
-        if self._read == len(self._ids):
-            return ""
-        start = max(0, self._read - CONTEXT)
-        before = self._decode(self._ids[start : self._read])
-        after = self._decode(self._ids[start:])
-        if after.endswith(REPLACEMENT) and not is_last:
-            return ""
-        self._read = len(self._ids)
-        return after[len(before) :]
-
     def _decode(self, ids: list[int]) -> str:
-        return self._codec.decode(ids, skip_special_tokens=self._skip)
+        return self._utf8.decode(self._pieces.join(ids, skip_special_tokens=self._skip))
 
     def _release(self, *, is_last: bool) -> TextDelta:
         found = [(self._pending.find(s), s) for s in self._stops if s in self._pending]
@@ -77,6 +76,14 @@ class Detokenizer:
             self._is_over = True
             end = at + len(stop) if self._keeps_stop else at
             return TextDelta(self._pending[:end], stop)
-        cut = len(self._pending) if is_last else max(0, len(self._pending) - self._held)
+        cut = len(self._pending) - (0 if is_last else self._held())
         text, self._pending = self._pending[:cut], self._pending[cut:]
         return TextDelta(text)
+
+    def _held(self) -> int:
+        """How many characters at the end may begin a stop string."""
+        for length in range(min(self._longest, len(self._pending)), 0, -1):
+            tail = self._pending[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0
