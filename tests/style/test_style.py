@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "server": {"core", "engine", "text"},
     "sim": {"core", "schedule", "engine"},
     "client": {"core"},
+    "bench": {"core", "engine", "text", "client"},
     "native": {"core"},
     "artifact": {"core"},
     "runtime": {"core", "artifact", "native"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
 }
 NO_JAX = (
     "core", "schedule", "engine", "text", "server", "sim", "weights", "artifact", "targets",
-    "client",
+    "client", "bench",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

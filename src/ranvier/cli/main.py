@@ -31,6 +31,7 @@ COMMANDS = (
     Command("doctor", "ranvier.cli.commands.doctor", "is this machine ready, and what to mend"),
     Command("collect-env", "ranvier.cli.commands.collect_env", "versions for a bug report"),
     Command("artifacts", "ranvier.cli.commands.artifacts", "list, verify or inspect artifacts"),
+    Command("bench", "ranvier.cli.commands.bench", "measure latency, throughput, serving, startup"),
 )
 
 
