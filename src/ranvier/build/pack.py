@@ -13,7 +13,7 @@ from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.nn.kernels.linear.pack import DTYPES, pack_layer, packed_shape
 from ranvier.weights.checkpoint import Checkpoint
 
-__all__ = ["constants", "pack_weights", "weight_shapes"]
+__all__ = ["check_tensors", "constants", "pack_weights", "weight_shapes"]
 
 
 def weight_shapes(spec: DecoderSpec, dtype: str, kernels: str) -> dict[str, tuple[Any, Any]]:

@@ -70,9 +70,10 @@ class Parser(argparse.ArgumentParser):
                 setattr(found, destinations[name], value)
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser, *, has_model: bool = True) -> None:
     """MODEL, --model, --config, a flag for every field of Options and for vLLM's known options."""
-    parser.add_argument("model_positional", nargs="?", metavar="MODEL", help="the model")
+    if has_model:
+        parser.add_argument("model_positional", nargs="?", metavar="MODEL", help="the model")
     parser.add_argument("--config", help="a YAML file of options; the command line wins")
     add_option_arguments(parser, Options, "engine")
     for name, known in KNOWN.items():
@@ -92,11 +93,12 @@ def engine_options(given: argparse.Namespace) -> Options:
     }
     settle({name: _plain(value) for name, value in known.items()})
     fields = {name: found[name] for name in option_names(Options) if name in found}
-    named = given.model_positional or fields.get("model") or environment(["model"]).get("model")
+    positional = found.get("model_positional")
+    named = positional or fields.get("model") or environment(["model"]).get("model")
     if not named:
         raise ConfigError("No model is named.", hint="Name one: ranvier serve MODEL.")
-    if given.model_positional and fields.get("model") not in (None, given.model_positional):
-        raise ConfigError(f"Two models: {given.model_positional} and {fields['model']}.")
+    if positional and fields.get("model") not in (None, positional):
+        raise ConfigError(f"Two models: {positional} and {fields['model']}.")
     return parse_options({**fields, "model": named})
 
 

@@ -30,7 +30,9 @@ COMMANDS = (
     Command("accuracy", "ranvier.cli.commands.accuracy", "tokens and logits against a reference"),
     Command("doctor", "ranvier.cli.commands.doctor", "is this machine ready, and what to mend"),
     Command("collect-env", "ranvier.cli.commands.collect_env", "versions for a bug report"),
-    Command("artifacts", "ranvier.cli.commands.artifacts", "list, verify or inspect artifacts"),
+    Command(
+        "artifacts", "ranvier.cli.commands.artifacts", "list, verify, compare, remove artifacts"
+    ),
     Command("bench", "ranvier.cli.commands.bench", "measure latency, throughput, serving, startup"),
 )
 

@@ -25,6 +25,7 @@ __all__ = [
     "DTYPES",
     "Options",
     "artifact_roots",
+    "artifacts_default",
     "bucket_lists",
     "cache_artifacts",
     "cache_folder",
@@ -222,6 +223,12 @@ def artifact_roots(options: Options, model: Path) -> list[Path]:
     home = model if model.is_dir() else model.parent
     root = Path(named).expanduser() if named else home / "neuron-compiled-artifacts"
     return [root] if is_writable(root) else [cache_artifacts(), root]
+
+
+def artifacts_default() -> Path:
+    """The folder of artifacts that no option and no model names."""
+    named = os.environ.get("NEURON_COMPILED_ARTIFACTS")
+    return Path(named).expanduser() if named else cache_artifacts()
 
 
 def cache_artifacts() -> Path:
