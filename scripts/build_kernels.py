@@ -31,6 +31,7 @@ FLAGS = [
     "-Wall",
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
 ]
 FLAGS += ["-fno-math-errno", "-ffp-contract=fast"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
@@ -38,7 +39,7 @@ ISA_FLAGS = {
     "generic": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512,
-    "bf16": [*AVX512, "-mavx512bf16"],
+    "bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
     "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
 }
 """`x_vector.cc` is compiled once for each of the first four, `x_amx.cc` for the last."""

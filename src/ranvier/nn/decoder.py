@@ -18,6 +18,7 @@ from jax import Array, lax
 from ranvier.core.layout import MetaLayout
 from ranvier.nn import rope
 from ranvier.nn.kernels.attention import AttentionSpec
+from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.table import Kernels
 
 __all__ = ["Decoder", "DecoderNumbers"]
@@ -102,7 +103,7 @@ class Decoder:
         return {"k": k, "v": v, "sampled": state["sampled"]}, logits_TV
 
     def _head(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
-        head = weights["embed"] if self.spec.is_tied else weights["head"]
+        head = weight_of(weights, "embed" if self.spec.is_tied else "head")
         norm = (weights["final_norm"], self.spec.norm_eps)
         first = jnp.zeros((1,), jnp.int32)
         return self.kernels.linear(
@@ -117,7 +118,10 @@ class Decoder:
             last_T = state["sampled"].at[jnp.maximum(source_T, 0)].get(mode="promise_in_bounds")
             ids_T = jnp.where(source_T >= 0, last_T, meta[layout.slices["token_ids"]])
             x_TD = self.kernels.embed(
-                weights["embed"], ids_T, hidden=self.spec.hidden, scale=self.spec.embed_scale
+                weight_of(weights, "embed"),
+                ids_T,
+                hidden=self.spec.hidden,
+                scale=self.spec.embed_scale,
             )
             positions_T = meta[layout.slices["positions"]]
             cos_sin = rope.tables(positions_T, weights["inv_freq"], weights["rope_scale"])
@@ -145,7 +149,7 @@ class Decoder:
         )
         with jax.named_scope("attention"):
             qkv_TO = self.kernels.linear(
-                x_TD, weights["qkv"], at.layer, at.count,
+                x_TD, weight_of(weights, "qkv"), at.layer, at.count,
                 outputs=spec.qkv_size,
                 norm=(weights["attn_norm"], spec.norm_eps),
                 bias=weights["qkv_bias"] if spec.has_qkv_bias else None,
@@ -162,7 +166,7 @@ class Decoder:
         with jax.named_scope("mlp"):
             norm = (at.weights["mlp_norm"], self.spec.norm_eps)
             return self.kernels.linear(
-                x_TD, at.weights["gate_up"], at.layer, at.count,
+                x_TD, weight_of(at.weights, "gate_up"), at.layer, at.count,
                 outputs=2 * self.spec.intermediate, norm=norm,
                 gated=self.spec.activation, out_dtype=dtype,
             )  # fmt: skip
@@ -171,7 +175,7 @@ class Decoder:
         """Project back into the residual stream, through a norm where the family has one."""
         spec, post = self.spec, self.spec.has_post_norms
         y_TD = self.kernels.linear(
-            inner, at.weights[name], at.layer, at.count,
+            inner, weight_of(at.weights, name), at.layer, at.count,
             outputs=spec.hidden, residual=None if post else x_TD, out_dtype=jnp.float32,
         )  # fmt: skip
         if not post:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ranvier.nn.kernels.linear import Quantised, Weight
+
 __all__ = ["linear"]
 
 GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
@@ -16,7 +18,7 @@ GATES = {None: 0, "silu": 1, "gelu_tanh": 2}
 
 def linear(
     x_TI: Array,
-    weight: Array,
+    weight: Weight,
     layer: Array,
     count: Array,
     *,
@@ -29,17 +31,20 @@ def linear(
 ) -> Array:
     """As the reference; the first count[0] rows of the result are defined.
 
-    Shapes: weight as linear/pack.py packs it, its outputs padded to 32; result as the reference.
-    Cost: reads weight[layer] once per 32 rows (AMX) or 6; nothing is copied.
+    Shapes: weight as linear/pack.py packs it, its outputs padded to 32, or Quantised; result as the
+    reference.
+    Cost: reads the layer's weight once; nothing is copied, and what is quantised stays so.
     """
     none = jnp.zeros((0, 0), jnp.float32)
     width = outputs // 2 if gated else outputs
     dtype = jnp.float32 if residual is not None else out_dtype
     struct: Any = jax.ShapeDtypeStruct
-    call: Any = jax.ffi.ffi_call("ranvier_linear", struct((x_TI.shape[0], width), dtype))
+    is_whole = isinstance(weight, Quantised)
+    name = "ranvier_quantised" if is_whole else "ranvier_linear"
+    call: Any = jax.ffi.ffi_call(name, struct((x_TI.shape[0], width), dtype))
     out: Array = call(
         x_TI,
-        weight,
+        *(weight if isinstance(weight, Quantised) else (weight,)),
         layer,
         count,
         none if norm is None else norm[0],

@@ -1,0 +1,122 @@
+// The FFI handlers of the whole-number linear and of its embedding rows.
+#include "quant.h"
+
+#include "ffi.h"
+#include "isa.h"
+
+namespace ranvier {
+namespace {
+
+using Bytes = ffi::Buffer<ffi::DataType::U8>;
+
+#if defined(__x86_64__)
+#define RANVIER_CALL(name, argument)                       \
+  (isa() >= Isa::kBf16     ? bf16::name(argument)          \
+   : isa() == Isa::kAvx512 ? avx512::name(argument)        \
+   : isa() == Isa::kAvx2   ? avx2::name(argument)          \
+                           : generic::name(argument))
+#else
+#define RANVIER_CALL(name, argument) generic::name(argument)
+#endif
+
+// A layer's segments out of the table [L, S, 4]; tiles 0 ends the list. False: out of the blob's range.
+bool read_segments(const Ints& table, int64_t layer, int64_t depth, int64_t bytes, Segment* segments,
+                   int64_t* count) {
+  const int64_t limit = table.dimensions()[1];
+  if (limit > kSegments || table.dimensions()[2] != 4) return false;
+  const int32_t* at = table.typed_data() + layer * limit * 4;
+  for (*count = 0; *count < limit && at[2] > 0; ++*count, at += 4) {
+    if (at[0] < 0 || at[0] >= kFormats || at[3] < 0) return false;
+    Segment& s = segments[*count];
+    s = {static_cast<Format>(at[0]), at[1], at[2], at[3]};
+    const FormatInfo& info = kInfo[at[0]];
+    if (!info.is_whole && !info.is_super && (s.group < kUnit || s.group % kUnit)) return false;
+    if (depth % s.block(depth)) return false;
+    if (int64_t{64} * s.offset + s.tiles * s.tile_bytes(depth) > bytes) return false;
+  }
+  return *count > 0;
+}
+
+const float* row_of(const Floats& stacked, int64_t layer) {
+  if (stacked.element_count() == 0) return nullptr;
+  return stacked.typed_data() + layer * stacked.dimensions()[1];
+}
+
+ffi::Error run(Any x, Bytes blob, Ints table, Ints layer, Ints count, Floats norm, Floats bias,
+               Floats residual, Out out, int64_t outputs, float eps, int64_t gate) {
+  const int64_t index = layer.typed_data()[0], rows = count.typed_data()[0];
+  Quantised a{};
+  a.inputs = x.dimensions()[1];
+  a.depth = (a.inputs + kUnit - 1) / kUnit * kUnit;
+  const auto bytes = static_cast<int64_t>(blob.size_bytes());
+  if (index < 0 || index >= table.dimensions()[0] || rows < 0 || rows > x.dimensions()[0] ||
+      !read_segments(table, index, a.depth, bytes, a.segments, &a.segment_count))
+    return ffi::Error::InvalidArgument("quantised linear: layer, count or table is out of range");
+  int64_t tiles = 0;
+  for (int64_t s = 0; s < a.segment_count; ++s) tiles += a.segments[s].tiles;
+  if (outputs > kLanes * tiles || (gate != 0 && a.segment_count != 2))
+    return ffi::Error::InvalidArgument("quantised linear: the table has other outputs");
+  a.rows = rows;
+  a.outputs = outputs;
+  a.x = x.untyped_data();
+  a.blob = blob.typed_data();
+  a.norm = row_of(norm, index);
+  a.bias = row_of(bias, index);
+  a.residual = residual.element_count() ? residual.typed_data() : nullptr;
+  a.out = out->untyped_data();
+  a.eps = eps;
+  a.gate = static_cast<Gate>(gate);
+  a.is_x_bf16 = x.element_type() == ffi::DataType::BF16;
+  a.is_out_bf16 = out->element_type() == ffi::DataType::BF16;
+  if (rows > 0) RANVIER_CALL(quantised, a);
+  return ffi::Error::Success();
+}
+
+ffi::Error embed(Ints ids, Bytes blob, Ints table, Out out, float scale) {
+  QuantisedRows a{};
+  a.size = out->dimensions()[1];
+  a.depth = (a.size + kUnit - 1) / kUnit * kUnit;
+  int64_t segments = 0;
+  const auto bytes = static_cast<int64_t>(blob.size_bytes());
+  Segment found[kSegments];
+  if (!read_segments(table, 0, a.depth, bytes, found, &segments) || segments != 1)
+    return ffi::Error::InvalidArgument("quantised embedding: the table is out of range");
+  a.segment = found[0];
+  a.count = ids.dimensions()[0];
+  a.ids = ids.typed_data();
+  a.blob = blob.typed_data();
+  a.out = static_cast<float*>(out->untyped_data());
+  a.scale = scale;
+  for (int64_t i = 0; i < a.count; ++i)
+    if (a.ids[i] < 0 || a.ids[i] >= kLanes * a.segment.tiles)
+      return ffi::Error::InvalidArgument("quantised embedding: an id is out of range");
+  RANVIER_CALL(rows, a);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace ranvier
+
+#pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ranvier_quantised, ranvier::run,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<ranvier::Any>()
+                                  .Arg<ranvier::Bytes>()
+                                  .Arg<ranvier::Ints>()
+                                  .Arg<ranvier::Ints>()
+                                  .Arg<ranvier::Ints>()
+                                  .Arg<ranvier::Floats>()
+                                  .Arg<ranvier::Floats>()
+                                  .Arg<ranvier::Floats>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("outputs")
+                                  .Attr<float>("eps")
+                                  .Attr<int64_t>("gate"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ranvier_quantised_rows, ranvier::embed,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<ranvier::Ints>()
+                                  .Arg<ranvier::Bytes>()
+                                  .Arg<ranvier::Ints>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<float>("scale"));
+#pragma GCC visibility pop

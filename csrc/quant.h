@@ -1,0 +1,96 @@
+// A linear step over whole-number weights, dequantised in registers.
+//
+// A weight is a run of bytes that holds tiles of 16 outputs. A tile is blocks of inputs in order; a block
+// is a header of scales and then codes in units of 32 inputs. A layer's weight is one or more segments
+// (q, k and v, say), each of one format: format, inputs of a group, tiles, offset in 64 bytes.
+//
+//   codes of a unit    8 bits  [16 pairs][16 outputs][2] int8;  for 8-bit activations [8][16][4]
+//                      4 bits  [4][16 outputs][2] uint16, each of four nibbles: pairs 4q .. 4q+3
+//                      5 bits  the same, then [16][2] uint16, bit t the fifth bit of pair t
+//                      6 bits  the same, then [2][16][2] uint16, two bits each for eight pairs
+//   header of a block  see Format
+//
+// Activations become whole numbers once a row: 16 bits, or 8 where the format says so. Sums of a group are
+// exact; groups are added in f32 in ascending order: a row's result never depends on its neighbours.
+#ifndef RANVIER_QUANT_H_
+#define RANVIER_QUANT_H_
+
+#include <cstdint>
+
+#include "linear.h"
+
+namespace ranvier {
+
+constexpr int64_t kUnit = 32;    // inputs
+constexpr int64_t kSuper = 256;  // inputs of a block with scales in two levels
+constexpr int64_t kLanes = 16;   // outputs of a tile
+
+enum class Format : int32_t {
+  kI8 = 0,      // one block; f32 scale[16]
+  kI8D = 1,     // one block; f32 scale[16], i32 sum of codes[16]; activations of 8 bits
+  kQ8 = 2,      // f16 scale[16]
+  kQ4 = 3,      // f16 scale[16]; zero is 8
+  kQ4Zero = 4,  // f16 scale[16], u8 zero[16]
+  kQ4Add = 5,   // f16 scale[16], f16 offset[16]
+  kQ5 = 6,      // f16 scale[16]; zero is 16
+  kQ5Add = 7,   // f16 scale[16], f16 offset[16]
+  kK4 = 8,      // f16 outer[16], f16 least[16], u8 scale[8][16], u8 minimum[8][16]
+  kK5 = 9,      // the same
+  kK6 = 10,     // f16 outer[16], i8 scale[16][16]; zero is 32
+};
+constexpr int32_t kFormats = 11;
+
+struct FormatInfo {
+  int32_t bits, header;  // header in bytes
+  bool is_whole;         // one block spans all inputs
+  bool is_super;         // blocks of kSuper inputs
+};
+
+constexpr FormatInfo kInfo[kFormats] = {
+    {8, 64, true, false},  {8, 128, true, false}, {8, 32, false, false}, {4, 32, false, false},
+    {4, 48, false, false}, {4, 64, false, false}, {5, 32, false, false}, {5, 64, false, false},
+    {4, 320, false, true}, {5, 320, false, true}, {6, 288, false, true},
+};
+
+struct Segment {
+  Format format;
+  int32_t group, tiles, offset;  // offset in 64 bytes
+
+  int64_t block(int64_t depth) const {
+    const FormatInfo& info = kInfo[static_cast<int32_t>(format)];
+    return info.is_whole ? depth : info.is_super ? kSuper : group;
+  }
+  int64_t tile_bytes(int64_t depth) const {
+    const FormatInfo& info = kInfo[static_cast<int32_t>(format)];
+    const int64_t bytes = depth / block(depth) * info.header + depth * kLanes * info.bits / 8;
+    return (bytes + 63) / 64 * 64;
+  }
+};
+
+constexpr int64_t kSegments = 4;
+
+struct Quantised : Linear {
+  const uint8_t* blob;
+  Segment segments[kSegments];
+  int64_t segment_count;
+};
+
+// Rows of the embedding, which is the head's weight.
+struct QuantisedRows {
+  const uint8_t* blob;
+  Segment segment;
+  int64_t depth, size, count;  // size: elements of a row
+  const int32_t* ids;
+  float* out;
+  float scale;
+};
+
+// quant_vector.cc is compiled once for each of these.
+namespace generic { void quantised(const Quantised&); void rows(const QuantisedRows&); }
+namespace avx2 { void quantised(const Quantised&); void rows(const QuantisedRows&); }
+namespace avx512 { void quantised(const Quantised&); void rows(const QuantisedRows&); }
+namespace bf16 { void quantised(const Quantised&); void rows(const QuantisedRows&); }
+
+}  // namespace ranvier
+
+#endif  // RANVIER_QUANT_H_

@@ -1,0 +1,332 @@
+// The whole-number linear kernel; compiled once for each ISA, RANVIER_ISA its namespace.
+//
+// A tile of 16 outputs by up to kRows rows lives in registers, as integers within a group and as floats
+// across groups. Codes are unpacked once for all rows of a block of rows.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "pool.h"
+#include "quant_formats.h"
+
+namespace ranvier {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kRows = 12;
+#else
+constexpr int kRows = 4;
+#endif
+constexpr int64_t kWholeGroup = 256;  // inputs of a whole block that are summed before they become floats
+
+// More than one sum an output where there are few rows: a product's latency is several products long.
+constexpr int sums_of(int rows) { return rows >= 8 ? 1 : rows >= 4 ? 2 : 4; }
+
+// What a tile's walk needs of the rows of this block of rows.
+struct Part {
+  const Rows* rows;
+  int64_t first;
+  const float* sums;    // of the first row's inputs, by group
+  const uint8_t* next;  // fetched while this tile is multiplied, or null
+};
+
+inline uint32_t pair_at(const int16_t* x) {
+  uint32_t pair;
+  std::memcpy(&pair, x, 4);
+  return pair;
+}
+
+RANVIER_INLINE void fetch(const uint8_t*& at, int64_t bytes) {
+  if (at == nullptr) return;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+  at += bytes;
+}
+
+template <int R>
+struct Sums {
+  static constexpr int kEach = sums_of(R);
+  I16 of[R][kEach] = {};
+
+  I16 total(int r) const {
+    I16 sum = of[r][0];
+    for (int i = 1; i < kEach; ++i) sum += of[r][i];
+    return sum;
+  }
+};
+
+// Quads [from, end) of a unit of codes times the rows' inputs.
+template <int kBits, int R>
+RANVIER_INLINE void add_quads(const uint8_t* unit, const int16_t* x, int64_t depth, int64_t from,
+                              int64_t end, Sums<R>& sums) {
+  for (int64_t q = from; q < end; ++q) {
+    const Quad quad = quad_of<kBits>(unit, q);
+    for (int t = 0; t < 4; ++t)
+      for (int r = 0; r < R; ++r) {
+        I16& sum = sums.of[r][t % Sums<R>::kEach];
+        sum = dot2(sum, quad.of[t], pair_at(x + r * depth + 8 * q + 2 * t));
+      }
+  }
+}
+
+template <int R>
+struct Totals {
+  V16 of[R] = {};
+};
+
+// The end of group `index` of all: its integers become floats.
+template <Format F, int R>
+RANVIER_INLINE void add_group(const Part& p, const Sums<R>& sums, Scales s, int64_t index,
+                              int64_t groups, Totals<R>& totals) {
+  for (int r = 0; r < R; ++r) {
+    if constexpr (kHasShift<F>) totals.of[r] += s.shift * p.sums[r * groups + index];
+    totals.of[r] += s.scale * to_floats(sums.total(r));
+  }
+}
+
+// A block of `span` inputs in groups of `group`.
+template <Format F, int R>
+RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, int64_t start, int64_t span,
+                               int64_t group, Totals<R>& totals) {
+  const int64_t depth = p.rows->depth, groups = depth / group;
+  const int16_t* const x = p.rows->wide + p.first * depth;
+  const Scales shared = block_scales<F>(header);
+  const uint8_t* unit = header + info_of(F).header;
+  for (int64_t from = 0; from < span; from += group) {
+    const int64_t end = std::min(from + group, span);
+    Sums<R> sums;
+    for (int64_t i = from; i < end; i += kUnit, unit += unit_bytes(F)) {
+      fetch(p.next, unit_bytes(F));
+      add_quads<info_of(F).bits, R>(unit, x + start + i, depth, 0, 4, sums);
+    }
+    const Scales s = group_scales<F>(header, from / group, shared);
+    add_group<F>(p, sums, s, (start + from) / group, groups, totals);
+  }
+}
+
+// Blocks of six bits: two groups a unit.
+template <int R>
+RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, int64_t start, Totals<R>& totals) {
+  constexpr Format kF = Format::kK6;
+  const int64_t depth = p.rows->depth, groups = depth / 16, first = start / 16;
+  const int16_t* const x = p.rows->wide + p.first * depth + start;
+  const Scales shared = block_scales<kF>(header);
+  const uint8_t* unit = header + info_of(kF).header;
+  for (int64_t g = 0; g < kSuper / 16; g += 2, unit += unit_bytes(kF)) {
+    fetch(p.next, unit_bytes(kF));
+    Sums<R> low, high;
+    add_quads<6, R>(unit, x + 16 * g, depth, 0, 2, low);
+    add_group<kF>(p, low, group_scales<kF>(header, g, shared), first + g, groups, totals);
+    add_quads<6, R>(unit, x + 16 * g, depth, 2, 4, high);
+    add_group<kF>(p, high, group_scales<kF>(header, g + 1, shared), first + g + 1, groups, totals);
+  }
+}
+
+// 8-bit activations: one exact sum over all inputs.
+template <int R>
+void multiply_dynamic(Part p, const uint8_t* tile, float* out) {
+  const int64_t depth = p.rows->depth;
+  const uint8_t* const x = p.rows->narrow + p.first * depth;
+  const uint8_t* w = tile + info_of(Format::kI8D).header;
+  Sums<R> sums;
+  for (int64_t i = 0; i < depth; i += 16, w += 256) {
+    fetch(p.next, 256);
+    for (int q = 0; q < 4; ++q) {
+      const I16 codes = load_as<I16>(w + 64 * q);
+      for (int r = 0; r < R; ++r) {
+        I16& sum = sums.of[r][q % Sums<R>::kEach];
+        sum = dot4(sum, codes, load_as<uint32_t>(x + r * depth + i + 4 * q));
+      }
+    }
+  }
+  const V16 scale = load_as<V16>(tile);
+  const I16 weights = load_as<I16>(tile + 64);
+  for (int r = 0; r < R; ++r)
+    store16(out + kGroup * r, to_floats(sums.total(r) - 128 * weights) * scale);
+}
+
+template <Format F, int R>
+void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
+  if constexpr (F == Format::kI8D) {
+    return multiply_dynamic<R>(p, tile, out);
+  } else {
+    constexpr FormatInfo kOf = info_of(F);
+    const int64_t depth = p.rows->depth, span = segment.block(depth);
+    const int64_t group = kOf.is_whole ? kWholeGroup : kOf.is_super ? kUnit : segment.group;
+    const int64_t bytes = kOf.header + span * kLanes * kOf.bits / 8;
+    Totals<R> totals;
+    const uint8_t* block = tile;
+    for (int64_t start = 0; start < depth; start += span, block += bytes) {
+      if constexpr (F == Format::kK6) {
+        walk_k6<R>(p, block, start, totals);
+      } else {
+        walk_block<F, R>(p, block, start, span, group, totals);
+      }
+    }
+    const V16 scale = kOf.is_whole ? load_as<V16>(tile) : splat(1.0f);
+    for (int r = 0; r < R; ++r) store16(out + kGroup * r, totals.of[r] * scale);
+  }
+}
+
+using Multiply = void (*)(Part, const uint8_t*, const Segment&, float*);
+
+template <int R, int... F>
+constexpr std::array<Multiply, kFormats> all_formats(std::integer_sequence<int, F...>) {
+  return {multiply<static_cast<Format>(F), R>...};
+}
+
+template <int R>
+constexpr std::array<Multiply, kFormats> kKernels =
+    all_formats<R>(std::make_integer_sequence<int, kFormats>{});
+
+// Rows of the next block of rows: as many as a kernel takes at once.
+inline int64_t rows_at_once(int64_t left) {
+  for (const int64_t count : {12, 8, 4, 2})
+    if (count <= kRows && count <= left) return count;
+  return 1;
+}
+
+inline Multiply kernel_of(Format format, int64_t rows) {
+  const auto f = static_cast<size_t>(format);
+  switch (rows) {
+#if defined(__AVX512F__)
+    case 12: return kKernels<12>[f];
+    case 8: return kKernels<8>[f];
+#endif
+    case 4: return kKernels<4>[f];
+    case 2: return kKernels<2>[f];
+    default: return kKernels<1>[f];
+  }
+}
+
+struct Tile {
+  const Segment* segment;
+  const uint8_t* at;
+  const uint8_t* next;  // two tiles on in the order of work
+};
+
+// Tile t of a layer's weight. Gate and up are segments of their own and take turns.
+inline Tile tile_of(const Quantised& a, int64_t t) {
+  const bool is_gated = a.gate != Gate::kNone;
+  int64_t s = 0, index = t;
+  if (is_gated) {
+    s = t % 2;
+    index = t / 2;
+  } else {
+    while (s < a.segment_count && index >= a.segments[s].tiles) index -= a.segments[s++].tiles;
+  }
+  if (s >= a.segment_count || index >= a.segments[s].tiles) return {};
+  const Segment& segment = a.segments[s];
+  const int64_t bytes = segment.tile_bytes(a.depth);
+  const uint8_t* const at = a.blob + int64_t{64} * segment.offset + index * bytes;
+  return {&segment, at, at + (is_gated ? 1 : 2) * bytes};
+}
+
+bool uses(const Quantised& a, bool is_narrow) {
+  for (int64_t s = 0; s < a.segment_count; ++s)
+    if ((a.segments[s].format == Format::kI8D) == is_narrow) return true;
+  return false;
+}
+
+void run_tile(const Quantised& a, const Rows& rows, const Tile& tile, int64_t row, int64_t count,
+              bool is_fetching, float* sums) {
+  const Format format = tile.segment->format;
+  const int64_t s = tile.segment - a.segments;
+  const float* const scales = rows.scales + (format == Format::kI8D ? a.rows : 0) + row;
+  const float* const inputs = rows.sums[s] + row * (a.depth / rows.groups[s]);
+  const Part part{&rows, row, inputs, is_fetching ? tile.next : nullptr};
+  kernel_of(format, count)(part, tile.at, *tile.segment, sums);
+  for (int64_t r = 0; r < count; ++r)
+    store16(sums + kGroup * r, load16(sums + kGroup * r) * scales[r]);
+}
+
+void run_group(const Quantised& a, const Rows& rows, int64_t group) {
+  const Tile tiles[2] = {tile_of(a, 2 * group), tile_of(a, 2 * group + 1)};
+  alignas(64) float sums[kRows * kGroup] = {};
+  int64_t block = 0;
+  for (int64_t row = 0, count; row < a.rows; row += count, ++block) {
+    count = rows_at_once(a.rows - row);
+    const bool is_fetching = block == 1 || (block == 0 && count == a.rows);
+    for (int64_t half = 0; half < 2; ++half)
+      if (tiles[half].segment != nullptr)
+        run_tile(a, rows, tiles[half], row, count, is_fetching, sums + kLanes * half);
+    for (int64_t r = 0; r < count; ++r) finish(a, row + r, group, sums + kGroup * r);
+  }
+}
+
+// One output's code for an input of a unit.
+int32_t code_at(const uint8_t* unit, Format format, int64_t lane, int64_t input) {
+  const int64_t pair = input / 2, column = 2 * lane + input % 2;
+  const int32_t bits = info_of(format).bits;
+  if (format == Format::kI8D)
+    return reinterpret_cast<const int8_t*>(unit)[input / 4 * 64 + 4 * lane + input % 4];
+  if (bits == 8) return reinterpret_cast<const int8_t*>(unit)[32 * pair + column];
+  const auto word = [&](int64_t at) { return load_as<uint16_t>(unit + at + 2 * column); };
+  const int32_t low = word(pair / 4 * 64) >> (pair % 4 * 4) & 15;
+  if (bits == 4) return low;
+  if (bits == 5) return low | (word(256) >> pair & 1) << 4;
+  return low | (word(256 + pair / 8 * 64) >> (pair % 8 * 2) & 3) << 4;
+}
+
+// A group's scale and shift of one output.
+template <Format F>
+inline void scales_at(const uint8_t* header, int64_t group, int64_t lane, float out[2]) {
+  const Scales s = group_scales<F>(header, group, block_scales<F>(header));
+  out[0] = s.scale[lane];
+  out[1] = s.shift[lane];
+}
+
+using ScalesAt = void (*)(const uint8_t*, int64_t, int64_t, float*);
+
+template <int... F>
+constexpr std::array<ScalesAt, kFormats> all_scales(std::integer_sequence<int, F...>) {
+  return {scales_at<static_cast<Format>(F)>...};
+}
+
+constexpr std::array<ScalesAt, kFormats> kScalesAt =
+    all_scales(std::make_integer_sequence<int, kFormats>{});
+
+void row_out(const QuantisedRows& a, int64_t row) {
+  const Segment& segment = a.segment;
+  const FormatInfo& info = kInfo[static_cast<int32_t>(segment.format)];
+  const int64_t id = a.ids[row], lane = id % kLanes, span = segment.block(a.depth);
+  const int64_t bytes = info.header + span * kLanes * info.bits / 8;
+  const int64_t unit = kUnit * kLanes * info.bits / 8;
+  const int64_t group = segment.format == Format::kK6 ? 16 : info.is_super ? kUnit : segment.group;
+  const uint8_t* const tile =
+      a.blob + int64_t{64} * segment.offset + id / kLanes * segment.tile_bytes(a.depth);
+  float* const out = a.out + row * a.size;
+  float scales[2] = {1.0f, 0.0f};
+  for (int64_t i = 0; i < a.size; ++i) {
+    const uint8_t* const header = tile + i / span * bytes;
+    const int64_t at = i % span;
+    if (info.is_whole) {
+      scales[0] = load_as<float>(header + 4 * lane);
+    } else if (at % group == 0) {
+      kScalesAt[static_cast<size_t>(segment.format)](header, at / group, lane, scales);
+    }
+    const uint8_t* const codes = header + info.header + at / kUnit * unit;
+    out[i] = a.scale * (scales[0] * code_at(codes, segment.format, lane, at % kUnit) + scales[1]);
+  }
+}
+
+}  // namespace
+
+namespace RANVIER_ISA {
+
+void quantised(const Quantised& a) {
+  const Rows rows = rows_of(a, uses(a, false), uses(a, true));
+  auto prepare = [&](int64_t row) { quantise_row(a, rows, row); };
+  if (a.rows >= 4) {
+    parallel_for(a.rows, prepare);
+  } else {
+    for (int64_t row = 0; row < a.rows; ++row) prepare(row);
+  }
+  parallel_for(group_count(a), [&](int64_t group) { run_group(a, rows, group); });
+}
+
+void rows(const QuantisedRows& a) {
+  parallel_for(a.count, [&](int64_t row) { row_out(a, row); });
+}
+
+}  // namespace RANVIER_ISA
+}  // namespace ranvier

@@ -1,0 +1,190 @@
+"""Pack quantised matrices into the bytes that the CPU kernel reads (csrc/quant.h). numpy only.
+
+A stack becomes one run of bytes and a table [L, S, 4] of its segments: format, inputs of a group,
+tiles of 16 outputs, offset in 64 bytes. Layers may differ in format; so may the parts of one layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranvier.core.errors import CheckpointError
+from ranvier.weights.quantised import SUPER, QuantTensor
+
+__all__ = ["PackedStack", "is_packable", "pack_stack"]
+
+Bytes = NDArray[np.uint8]
+LANES, UNIT, LINE = 16, 32, 64
+SEGMENTS_MAX = 4
+HALF_ERROR = 2.0**-10
+"""How far a scale may move, relatively, when it becomes a float16."""
+
+(I8, I8D, Q8, Q4, Q4_ZERO, Q4_ADD, Q5, Q5_ADD, K4, K5, K6) = range(11)
+ZEROS = {4: 8, 5: 16, 6: 32, 8: 0}
+"""The code of value 0 in formats that have one for all."""
+
+
+@dataclass(frozen=True)
+class PackedStack:
+    """Shapes: blob uint8 [bytes], table int32 [L, S, 4]."""
+
+    blob: Bytes
+    table: NDArray[np.int32]
+
+
+def is_packable(tensor: QuantTensor) -> bool:
+    """Whether the kernel has a format for a matrix."""
+    return _format(tensor) is not None
+
+
+def pack_stack(
+    layers: list[list[QuantTensor]], name: str, *, is_gated: bool = False
+) -> PackedStack:
+    """Pack the parts of each layer, in order (gated: gate, then up). Raises CheckpointError."""
+    segments = max(len(parts) for parts in layers)
+    assert segments <= SEGMENTS_MAX, name
+    table = np.zeros((len(layers), segments, 4), np.int32)
+    pieces, offset = [], 0
+    for layer, parts in enumerate(layers):
+        for index, tensor in enumerate(parts):
+            if index + 1 < len(parts) and tensor.shape[0] % LANES:
+                raise CheckpointError(
+                    f"{name}: a part has {tensor.shape[0]} outputs, not a multiple of {LANES}."
+                )
+            tiles = pack_tiles(tensor)
+            group = tensor.group if _format(tensor) not in (I8, I8D) else 0
+            table[layer, index] = (_format(tensor), group, len(tiles), offset // LINE)
+            pieces.append(tiles.reshape(-1))
+            offset += tiles.size
+    if offset // LINE >= 2**31:
+        raise CheckpointError(f"{name}: {offset} bytes are more than one packed stack can hold.")
+    return PackedStack(np.concatenate(pieces), table)
+
+
+def pack_tiles(tensor: QuantTensor) -> Bytes:
+    """[tiles, bytes of a tile]: blocks of header and codes, padded to whole lines."""
+    kind = _format(tensor)
+    assert kind is not None
+    codes = _padded(tensor.codes)
+    tiles, depth = codes.shape[0], codes.shape[2]
+    span = depth if kind in (I8, I8D) else SUPER if tensor.levels is not None else tensor.group
+    units = _fours(codes) if kind == I8D else _units(codes, tensor.bits)
+    blocks = units.reshape(tiles, depth // span, -1)
+    header = _header(tensor, kind, codes)
+    flat = np.concatenate([header, blocks], axis=2).reshape(tiles, -1)
+    return np.pad(flat, ((0, 0), (0, -flat.shape[1] % LINE)))
+
+
+def _format(tensor: QuantTensor) -> int | None:
+    if tensor.kind != "int":
+        return None
+    if tensor.levels is not None:
+        return {4: K4, 5: K5, 6: K6}.get(tensor.bits)
+    is_plain = tensor.zeros is None and tensor.offsets is None
+    if tensor.bits == 8 and tensor.group == tensor.shape[1] and is_plain:
+        return I8D if tensor.activation_bits == 8 else I8
+    if tensor.group % UNIT or not _fits_half(tensor):
+        return None
+    if tensor.bits == 4 and tensor.zeros is not None:
+        return Q4_ZERO
+    if tensor.offsets is not None:
+        return {4: Q4_ADD, 5: Q5_ADD}.get(tensor.bits)
+    plain = {4: Q4, 5: Q5, 8: Q8}.get(tensor.bits)
+    return plain if is_plain and tensor.zero == ZEROS[tensor.bits] else None
+
+
+def _fits_half(tensor: QuantTensor) -> bool:
+    """Whether scales and offsets survive as float16."""
+    for values in (tensor.scales, tensor.offsets):
+        if values is None:
+            continue
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16).astype(np.float32)
+        if not (np.abs(halves - values) <= HALF_ERROR * np.abs(values)).all():
+            return False
+    return True
+
+
+def _padded(codes: NDArray[Any]) -> NDArray[Any]:
+    """[tiles, 16, inputs], with 0 for what is not there."""
+    outputs, inputs = codes.shape
+    padded = np.pad(codes, ((0, -outputs % LANES), (0, -inputs % UNIT)))
+    return padded.reshape(-1, LANES, padded.shape[1])
+
+
+def _fours(codes: NDArray[Any]) -> Bytes:
+    """[tiles, bytes]: four inputs of each of 16 outputs in turn."""
+    tiles, _, depth = codes.shape
+    order = codes.reshape(tiles, LANES, depth // 4, 4).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(order).view(np.uint8).reshape(tiles, -1)
+
+
+def _units(codes: NDArray[Any], bits: int) -> Bytes:
+    """[tiles, units, bytes] of codes by units of 32 inputs."""
+    tiles, _, depth = codes.shape
+    pairs = codes.reshape(tiles, LANES, depth // UNIT, 16, 2).transpose(0, 2, 3, 1, 4)
+    if bits == 8:
+        return np.ascontiguousarray(pairs).view(np.uint8).reshape(tiles, depth // UNIT, -1)
+    words = pairs.astype(np.uint16)
+    planes = [_gather(words & 15, 4)]
+    if bits == 5:
+        planes.append(_gather(words >> 4, 1))
+    if bits == 6:
+        planes.append(_gather(words >> 4, 2))
+    return np.concatenate(planes, axis=2)
+
+
+def _gather(words: NDArray[np.uint16], bits: int) -> Bytes:
+    """16 / bits pairs into each word of 16 bits, the first lowest: [tiles, units, bytes]."""
+    each = 16 // bits
+    tiles, units = words.shape[:2]
+    parts = words.reshape(tiles, units, 16 // each, each, LANES, 2)
+    shifts = (bits * np.arange(each, dtype=np.uint16)).reshape(-1, 1, 1)
+    whole = np.bitwise_or.reduce(parts << shifts, axis=3).astype("<u2")
+    return whole.view(np.uint8).reshape(tiles, units, -1)
+
+
+def _header(tensor: QuantTensor, kind: int, codes: NDArray[Any]) -> Bytes:
+    """[tiles, blocks, bytes]."""
+    levels = tensor.levels
+    if kind in (I8, I8D):
+        assert tensor.scales is not None
+        rows = [_lanes(tensor.scales.astype("<f4"))]
+        if kind == I8D:
+            rows.append(_lanes(codes.astype(np.int32).sum(2).reshape(-1, 1).astype("<i4")))
+        return np.concatenate(rows, axis=2)
+    if levels is None:
+        assert tensor.scales is not None
+        rows = [_lanes(tensor.scales.astype("<f2"))]
+        if kind == Q4_ZERO:
+            assert tensor.zeros is not None
+            rows.append(_lanes(tensor.zeros))
+        if kind in (Q4_ADD, Q5_ADD):
+            assert tensor.offsets is not None
+            rows.append(_lanes(tensor.offsets.astype("<f2")))
+        return np.concatenate(rows, axis=2)
+    rows, each = [_lanes(levels.outer.astype("<f2"))], SUPER // tensor.group
+    if kind in (K4, K5):
+        assert levels.least_outer is not None and levels.least_codes is not None
+        rows += [_lanes(levels.least_outer.astype("<f2")), _grouped(levels.codes, each)]
+        rows.append(_grouped(levels.least_codes, each))
+    else:
+        rows.append(_grouped(levels.codes, each))
+    return np.concatenate(rows, axis=2)
+
+
+def _lanes(values: NDArray[Any]) -> Bytes:
+    """[O, blocks] to [tiles, blocks, bytes of 16 lanes]."""
+    padded = np.pad(values, ((0, -values.shape[0] % LANES), (0, 0)))
+    tiles = padded.reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(tiles).view(np.uint8).reshape(len(tiles), values.shape[1], -1)
+
+
+def _grouped(codes: NDArray[Any], each: int) -> Bytes:
+    """[O, groups] to [tiles, blocks, `each` groups of a block x 16 lanes]."""
+    lanes = _lanes(codes.view(np.uint8))
+    return lanes.reshape(len(lanes), -1, each * LANES)
