@@ -133,7 +133,8 @@ def test_steps_around_the_product_are_those_of_the_dense_linear():
     x = rng.standard_normal((9, INPUTS)).astype(np.float32)
     norm = rng.uniform(0.5, 1.5, (1, INPUTS)).astype(np.float32)
     out = run(
-        x, stack([[gate, up]], is_gated=True), 80, layer=0, norm=(jnp.asarray(norm), 1e-5), gated="silu"
+        x, stack([[gate, up]], is_gated=True), 80, layer=0, gated="silu",
+        norm=(jnp.asarray(norm), 1e-5),
     )  # fmt: skip
     normed = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norm
     seen = rounded(normed.astype(np.float32), 16)

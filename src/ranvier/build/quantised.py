@@ -51,13 +51,14 @@ def pack_stack(
     pieces, offset = [], 0
     for layer, parts in enumerate(layers):
         for index, tensor in enumerate(parts):
-            if index + 1 < len(parts) and tensor.shape[0] % LANES:
+            if not is_gated and index + 1 < len(parts) and tensor.shape[0] % LANES:
                 raise CheckpointError(
                     f"{name}: a part has {tensor.shape[0]} outputs, not a multiple of {LANES}."
                 )
-            tiles = pack_tiles(tensor)
-            group = tensor.group if _format(tensor) not in (I8, I8D) else 0
-            table[layer, index] = (_format(tensor), group, len(tiles), offset // LINE)
+            kind, tiles = _format(tensor), pack_tiles(tensor)
+            assert kind is not None
+            group = tensor.group if kind not in (I8, I8D) else 0
+            table[layer, index] = (kind, group, len(tiles), offset // LINE)
             pieces.append(tiles.reshape(-1))
             offset += tiles.size
     if offset // LINE >= 2**31:
@@ -129,7 +130,7 @@ def _units(codes: NDArray[Any], bits: int) -> Bytes:
     pairs = codes.reshape(tiles, LANES, depth // UNIT, 16, 2).transpose(0, 2, 3, 1, 4)
     if bits == 8:
         return np.ascontiguousarray(pairs).view(np.uint8).reshape(tiles, depth // UNIT, -1)
-    words = pairs.astype(np.uint16)
+    words: NDArray[np.uint16] = pairs.astype(np.uint16)
     planes = [_gather(words & 15, 4)]
     if bits == 5:
         planes.append(_gather(words >> 4, 1))
@@ -138,14 +139,15 @@ def _units(codes: NDArray[Any], bits: int) -> Bytes:
     return np.concatenate(planes, axis=2)
 
 
-def _gather(words: NDArray[np.uint16], bits: int) -> Bytes:
+def _gather(words: NDArray[Any], bits: int) -> Bytes:
     """16 / bits pairs into each word of 16 bits, the first lowest: [tiles, units, bytes]."""
     each = 16 // bits
     tiles, units = words.shape[:2]
     parts = words.reshape(tiles, units, 16 // each, each, LANES, 2)
     shifts = (bits * np.arange(each, dtype=np.uint16)).reshape(-1, 1, 1)
     whole = np.bitwise_or.reduce(parts << shifts, axis=3).astype("<u2")
-    return whole.view(np.uint8).reshape(tiles, units, -1)
+    codes: Bytes = whole.view(np.uint8).reshape(tiles, units, -1)
+    return codes
 
 
 def _header(tensor: QuantTensor, kind: int, codes: NDArray[Any]) -> Bytes:
