@@ -174,3 +174,17 @@ def test_the_plugins_row_buckets_set_the_rows():
 def test_enable_bucketing_false_names_its_key():
     found = translate(None, {"enable_bucketing": False}, {}, {}).buckets
     assert found.single == "override_neuron_config.enable_bucketing"
+
+
+def test_a_value_too_long_to_show_is_cut():
+    with pytest.raises(ConfigError) as error:
+        translate(None, {"fused_qkv": list(range(10_000))}, {}, {})
+    assert len(error.value.message) < 300
+
+
+def test_bottomless_nesting_is_refused():
+    deep = {}
+    for _ in range(5000):
+        deep = {"lora_config": deep}
+    fails("nested deeper", override=deep)
+    fails("nested deeper", additional={"neuron_config": deep})

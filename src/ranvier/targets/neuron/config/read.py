@@ -10,7 +10,7 @@ from typing import Any
 from ranvier.targets.neuron.config.field import Derived, Field, fits
 from ranvier.targets.neuron.config.table import CHILDREN, SECTIONS
 
-__all__ = ["Given", "Problem", "doubled", "merge", "read_section"]
+__all__ = ["Given", "Problem", "doubled", "is_deep", "merge", "read_section"]
 
 KINDS = {
     "int": "an integer", "count": "a positive integer", "float": "a number",
@@ -18,6 +18,10 @@ KINDS = {
     "str": "text", "dtype": "the name of a type", "sizes": "a list of positive integers",
     "strings": "a list of text", "dict": "a dictionary",
 }  # fmt: skip
+
+
+LEVELS_MAX = 8
+SHOWN_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value!r}: {self.limit} {self.fix}".rstrip()
+        return f"{self.key} = {_shown(self.value)}: {self.limit} {self.fix}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
                 value = merge(old if isinstance(old, Mapping) else {}, value)
             merged[name] = value
     return merged
+
+
+def is_deep(value: Any, levels: int = LEVELS_MAX) -> bool:
+    """Whether dictionaries are nested beyond `levels`; no section of the table is."""
+    if not isinstance(value, Mapping):
+        return False
+    return levels == 0 or any(is_deep(item, levels - 1) for item in value.values())
 
 
 def doubled(given: Mapping[str, Any], path: str) -> list[Problem]:
@@ -128,6 +139,11 @@ def _unknown(section: str, where: str, name: str, value: Any) -> Problem:
     else:
         fix = f"Did you mean {near[0]}?" if near else ""
     return Problem(where, value, f"is no key of {section}.", fix)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 def _plain(key: object) -> str:

@@ -12,7 +12,14 @@ from typing import Any
 from ranvier.core.buckets import BucketRequest, Listed
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.config.field import plain_dtype
-from ranvier.targets.neuron.config.read import Given, Problem, doubled, merge, read_section
+from ranvier.targets.neuron.config.read import (
+    Given,
+    Problem,
+    doubled,
+    is_deep,
+    merge,
+    read_section,
+)
 from ranvier.targets.neuron.config.rules import (
     PLUGIN_RULES,
     RULES,
@@ -65,6 +72,9 @@ def translate(
     `plain` are the options given by their own names, `listed` the bucket lists of environment
     variables. Raises one ConfigError with every problem.
     """
+    for name, part in (("additional_config", additional), (OVERRIDE, override)):
+        if is_deep(part):
+            raise ConfigError(f"{name}: dictionaries are nested deeper than any section is.")
     own, plugin, problems = _sections(additional or {}, override or {})
     given, found = read_section("NeuronConfig", own, OVERRIDE)
     more, wrong = read_section("neuron_config", plugin, PLUGIN)
