@@ -12,6 +12,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from ranvier.core.buckets import BucketSet
 from ranvier.core.config import EngineConfig
 from ranvier.core.random import uniform
 from ranvier.core.request import Request
@@ -25,6 +26,8 @@ from ranvier.sim.runner import SimulatedRunner, next_token
 VOCAB = 13
 LENGTH_MAX = 24
 FLIGHTS_MAX = 2
+RAGGED = BucketSet(tokens=(1, 4, 8))
+UNRAGGED = BucketSet(prefill_tokens=(4, 8), decode_rows=(1, 3), contexts=(8, 24))
 PARAMS = st.fixed_dictionaries(
     {
         "max_tokens": st.integers(0, 8),
@@ -37,10 +40,13 @@ PARAMS = st.fixed_dictionaries(
 class SchedulerMachine(RuleBasedStateMachine):
     """Commits in order of launch, at most two launches in flight, as the engine does."""
 
-    @initialize(blocks=st.integers(8, 14), batched=st.integers(3, 8), caching=st.booleans())
-    def begin(self, blocks, batched, caching):
+    @initialize(
+        blocks=st.integers(8, 14), batched=st.integers(3, 8), caching=st.booleans(),
+        buckets=st.sampled_from([RAGGED, UNRAGGED]),
+    )  # fmt: skip
+    def begin(self, blocks, batched, caching, buckets):
         info = RunnerInfo(
-            token_buckets=(1, 4, 8), rows_max=3, block_tokens=4, block_count=blocks,
+            buckets=buckets, rows_max=3, block_tokens=4, block_count=blocks,
             model_len_max=LENGTH_MAX, vocab_size=VOCAB, logprobs_max=1, edits_max=8,
         )  # fmt: skip
         config = EngineConfig(max_num_batched_tokens=batched, enable_prefix_caching=caching)

@@ -9,6 +9,7 @@ import random
 import sys
 from dataclasses import dataclass, field
 
+from ranvier.core.buckets import BucketSet
 from ranvier.core.config import EngineConfig
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request
@@ -23,6 +24,8 @@ __all__ = ["Outcome", "Scenario", "run"]
 VOCAB = 997
 LENGTH_MAX = 96
 TURNS_MAX = 20_000
+RAGGED = BucketSet(tokens=(1, 8, 32))
+UNRAGGED = BucketSet(prefill_tokens=(8, 32), decode_rows=(1, 4, 8), contexts=(16, 48, 96))
 Key = tuple[str, int]
 
 
@@ -38,6 +41,7 @@ class Scenario:
     fault_rate: float = 0.0
     late_fault_rate: float = 0.0
     cancel_rate: float = 0.0
+    is_ragged: bool = True
 
     @property
     def command(self) -> str:
@@ -67,9 +71,10 @@ def scenarios(seed: int) -> list[Scenario]:
         {"fault_rate": 0.03, "late_fault_rate": 0.03, "cancel_rate": 0.2},
     )
     return [
-        Scenario(seed, order, blocks=blocks, caching=caching, **kind)
+        Scenario(seed, order, blocks=blocks, caching=caching, is_ragged=is_ragged, **kind)
         for kind in kinds
         for order in ("plain", "overlapped")
+        for is_ragged in (True, False)
     ]
 
 
@@ -139,7 +144,8 @@ def _run(scenario: Scenario) -> Outcome:
 
 def _engine(scenario: Scenario) -> Engine:
     info = RunnerInfo(
-        token_buckets=(1, 8, 32), rows_max=8, block_tokens=4, block_count=scenario.blocks,
+        buckets=RAGGED if scenario.is_ragged else UNRAGGED, rows_max=8, block_tokens=4,
+        block_count=scenario.blocks,
         model_len_max=LENGTH_MAX, vocab_size=VOCAB, logprobs_max=4, edits_max=64,
     )  # fmt: skip
     runner = SimulatedRunner(

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from ranvier.core.buckets import BucketSet
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CapacityError, RequestError
 from ranvier.core.request import Request
@@ -20,7 +21,7 @@ TURNS_MAX = 20_000
 
 def info(blocks=400, rows=8, length=96):
     return RunnerInfo(
-        token_buckets=(1, 8, 32), rows_max=rows, block_tokens=4, block_count=blocks,
+        buckets=BucketSet(tokens=(1, 8, 32)), rows_max=rows, block_tokens=4, block_count=blocks,
         model_len_max=length, vocab_size=VOCAB, logprobs_max=4, edits_max=64,
     )  # fmt: skip
 

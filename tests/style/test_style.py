@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "bench": {"core", "engine", "text", "client"},
     "native": {"core"},
     "artifact": {"core"},
-    "runtime": {"core", "artifact", "native"},
+    "runtime": {"core", "artifact", "native", "targets"},
     "targets": {"core"},
     "nn": {"core", "native"},
     "models": {"core", "nn"},

@@ -8,6 +8,9 @@ from typing import Any
 
 import msgspec
 
+from ranvier.core.buckets import BucketSet
+from ranvier.core.program import Family, KvLayout, ProgramShape
+
 __all__ = [
     "FORMAT",
     "PART_BYTES",
@@ -44,7 +47,9 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     max_num_seqs: int
     block_tokens: int
     block_count: int
-    token_buckets: tuple[int, ...]
+    kernels: str
+    kv_layout: KvLayout
+    buckets: BucketSet
 
     @property
     def name(self) -> str:
@@ -69,11 +74,21 @@ class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProgramEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One program: its bucket; files are programs/<name>.{stablehlo,bin}."""
+    """One program: its shape; files are programs/<name>.{stablehlo,bin}."""
 
     name: str
+    family: Family
     tokens: int
     rows: int
+    context: int
+
+    @classmethod
+    def of(cls, shape: ProgramShape) -> ProgramEntry:
+        return cls(shape.name, shape.family, shape.tokens, shape.rows, shape.context)
+
+    @property
+    def shape(self) -> ProgramShape:
+        return ProgramShape(self.family, self.tokens, self.rows, self.context)
 
 
 class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

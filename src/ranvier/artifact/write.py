@@ -110,7 +110,7 @@ class ArtifactWriter:
         (self.folder / RECORD).unlink(missing_ok=True)
         manifest = Manifest(
             key=self.key,
-            programs=sorted(self._programs, key=lambda p: p.tokens),
+            programs=sorted(self._programs, key=_order),
             arrays=dict(sorted(self._arrays.items())),
             files=dict(sorted(self._files.items())),
             model=model,
@@ -145,6 +145,10 @@ def set_aside(folder: Path) -> Path:
     if folder.exists():
         os.rename(folder, trash)
     return trash
+
+
+def _order(program: ProgramEntry) -> tuple[str, int, int]:
+    return program.family, program.tokens, program.context
 
 
 def _program_files(name: str) -> tuple[str, str]:

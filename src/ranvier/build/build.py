@@ -27,6 +27,8 @@ from ranvier.core.errors import ArtifactError
 from ranvier.models.spec import DecoderSpec
 from ranvier.native import library
 from ranvier.runtime.compat import serialize
+from ranvier.runtime.device import describe
+from ranvier.targets.table import Target
 from ranvier.weights.checkpoint import Checkpoint
 
 __all__ = ["artifact_key", "build_artifact"]
@@ -36,23 +38,23 @@ SOURCES = ("nn", "models", "build", "native", "core/layout.py")
 Notice = Callable[[str], None]
 
 
-def artifact_key(
-    checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, flags: str
-) -> ArtifactKey:
-    """The key of a build; `flags` are the compiler flags in force."""
+def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: str) -> ArtifactKey:
+    """The key of a build; `flags` are the compiler flags in force. Raises TargetError."""
     model = json.dumps(checkpoint.config, sort_keys=True, default=str)
     return ArtifactKey(
         model=hashlib.sha256(model.encode()).hexdigest()[:32],
         weights=checkpoint.revision[:32],
-        target="cpu",
-        target_fingerprint=f"{_cpu()} {library.isa()} jaxlib {jaxlib_version.__version__} {flags}",
+        target=target.name,
+        target_fingerprint=f"{_machine(target)} jaxlib {jaxlib_version.__version__} {flags}",
         sources=_source_hash(),
         dtype=sizes.dtype,
         max_model_len=sizes.max_model_len,
         max_num_seqs=sizes.max_num_seqs,
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,
-        token_buckets=sizes.token_buckets,
+        kernels=sizes.kernels,
+        kv_layout=sizes.kv_layout,
+        buckets=sizes.buckets,
     )
 
 
@@ -88,12 +90,12 @@ def build_artifact(
 def _build(
     writer: ArtifactWriter, checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, notice: Notice
 ) -> Path:
-    entries = {p.name: ProgramEntry(p.name, p.tokens, p.rows) for p in programs(spec, sizes)}
-    missing = [p for p in programs(spec, sizes) if not writer.reuse_program(entries[p.name])]
+    table = programs(spec, sizes)
+    missing = [p for p in table if not writer.reuse_program(ProgramEntry.of(p.shape))]
     with ThreadPoolExecutor(WORKERS) as pool:
         for program, (text, binary) in zip(missing, pool.map(_compile, missing), strict=True):
             notice(f"compiled {program.name}")
-            writer.add_program(entries[program.name], text, binary)
+            writer.add_program(ProgramEntry.of(program.shape), text, binary)
     notice("packing weights")
     writer.add_weights(pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels))
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
@@ -124,6 +126,11 @@ def _source_hash() -> str:
             digest.update(str(path.relative_to(top)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _machine(target: Target) -> str:
+    """What a binary of the target depends on of the machine that it is made on."""
+    return f"{_cpu()} {library.isa()}" if target.name == "cpu" else describe(target)
 
 
 def _cpu() -> str:

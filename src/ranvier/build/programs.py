@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ranvier.build.pack import weight_shapes
-from ranvier.core.layout import MetaLayout
+from ranvier.core.buckets import BucketSet
+from ranvier.core.program import KvLayout, ProgramShape, program_shapes
 from ranvier.models.spec import DecoderSpec
 from ranvier.nn.decoder import Decoder
 from ranvier.nn.kernels.attention import AttentionSpec
@@ -29,28 +30,23 @@ class Sizes:
     max_num_seqs: int
     block_tokens: int
     block_count: int
-    token_buckets: tuple[int, ...]
+    kv_layout: KvLayout
+    buckets: BucketSet
     logprobs_max: int
     edits_max: int
-
-    @property
-    def blocks_per_sequence(self) -> int:
-        return -(-self.max_model_len // self.block_tokens)
-
-    def layout(self, tokens: int) -> MetaLayout:
-        rows = min(tokens, self.max_num_seqs)
-        return MetaLayout(tokens=tokens, rows=rows, blocks=self.blocks_per_sequence)
 
 
 @dataclass(frozen=True)
 class Program:
     """One function for one bucket."""
 
-    name: str
-    tokens: int
-    rows: int
+    shape: ProgramShape
     function: Any
     arguments: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        return self.shape.name
 
     def lower(self) -> Any:
         """Trace and lower; the state (argument 1) is donated, unused arguments are kept."""
@@ -67,7 +63,7 @@ def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
 
 
 def programs(spec: DecoderSpec, sizes: Sizes) -> list[Program]:
-    """One step program per token bucket."""
+    """Every program of the bucket set."""
     struct: Any = jax.ShapeDtypeStruct
     kernels = select(sizes.kernels)
     shapes = weight_shapes(spec, sizes.dtype, sizes.kernels)
@@ -80,14 +76,13 @@ def programs(spec: DecoderSpec, sizes: Sizes) -> list[Program]:
         "sampled": struct((sizes.max_num_seqs,), jnp.int32),
     }
     table = []
-    for tokens in sizes.token_buckets:
-        layout = sizes.layout(tokens)
+    for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
+        layout = shape.layout(sizes.block_tokens, sizes.max_model_len)
         inputs = {
             "meta": struct((layout.size,), jnp.int32),
             "edits": struct((layout.rows, sizes.edits_max, 3), jnp.int32),
             "allowed": struct((layout.rows, -(-spec.vocab_size // 32)), jnp.int32),
         }
         step = Decoder(spec, kernels, layout, sizes.logprobs_max).step
-        arguments = (weights, state, inputs)
-        table.append(Program(f"step.t{tokens}", tokens, layout.rows, step, arguments))
+        table.append(Program(shape, step, (weights, state, inputs)))
     return table

@@ -64,7 +64,6 @@ KNOWN: dict[str, Known] = {
         ("auto", "safetensors", "gguf", "hf"), "the format is found from the files"
     ),
     "config_format": Known(("auto", "hf"), "the format is found from the files"),
-    "device": Known(("auto", "cpu"), "the target is chosen at build"),
     "device_config": Known((), "the target is chosen at build"),
     "runner": Known(("auto", "generate"), _POOLING),
     "task": Known(("auto", "generate"), _POOLING),

@@ -32,6 +32,7 @@ __all__ = [
     "client_key",
     "environment",
     "is_writable",
+    "kv_layout",
     "machine_variables",
     "nearest",
     "parse_options",
@@ -48,6 +49,10 @@ NEURON = ("override_neuron_config", "additional_config", "from_nxdi")
 BUCKET_VARIABLES = ("NEURON_CONTEXT_LENGTH_BUCKETS", "NEURON_TOKEN_GEN_BUCKETS")
 CONFIG_BYTES_MAX = 2**20
 OWN_VARIABLES = ("cache_root",)
+
+FRAMEWORK_VARIABLE = "VLLM_NEURON_FRAMEWORK"
+FRAMEWORKS = {"neuronx-distributed-inference": "block", "transformers-neuronx": "contiguous"}
+"""vLLM's names of its Neuron back ends, and the KV layout that each stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,18 @@ class Options:
     """Settings of vLLM's Neuron plug-ins: override_neuron_config or neuron_config, nested."""
     from_nxdi: str | None = None
     """A folder that NxD Inference compiled: its settings are the defaults of this run."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu, cuda or neuron."""
+    target: str | None = None
+    """What to compile for, where the device does not tell: cpu, cuda, neuron-inf2, neuron-trn1,
+    neuron-trn2 or neuron-trn3."""
+    program_family: str = "auto"
+    """ragged (one program takes any mix of prefill and decode), unragged (prefill of one sequence
+    and decode of many are programs of their own) or auto: ragged where the target and the KV layout
+    are."""
+    kv_layout: str = "auto"
+    """block (KV in blocks, shared by prefix), contiguous (one region a sequence, unragged only) or
+    auto: as VLLM_NEURON_FRAMEWORK says, else block."""
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -260,6 +277,19 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
+def kv_layout(options: Options) -> str:
+    """The layout named by the option; auto asks the variable of vLLM's Neuron back end."""
+    named = os.environ.get(FRAMEWORK_VARIABLE, "")
+    if options.kv_layout != "auto":
+        return options.kv_layout
+    if named and named not in FRAMEWORKS:
+        raise ConfigError(
+            f"{FRAMEWORK_VARIABLE} is {named!r}.{nearest(named, FRAMEWORKS)}",
+            hint=f"Valid: {', '.join(FRAMEWORKS)}.",
+        )
+    return FRAMEWORKS.get(named, "block")
+
+
 def say(line: str) -> None:
     """One line for the user, on stderr."""
     print(f"ranvier: {line}", file=sys.stderr, flush=True)
@@ -280,9 +310,16 @@ def _treat(name: str, value: Any) -> None:
     )
 
 
+def _choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; supported: {', '.join(known)}.")
+
+
 def _check(options: Options) -> None:
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
+    _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
+    _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
     if options.tensor_parallel_size != 1:
         raise ConfigError("tensor_parallel_size: only 1 is supported yet.")
     positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")

@@ -1,21 +1,21 @@
-"""From options and a model to the static sizes of a build, checked against the memory."""
+"""From options and a model to the target and the static sizes of a build that fit in memory."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from ranvier.build.buckets import resolve_ragged
+from ranvier.build.buckets import resolve_ragged, resolve_unragged
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.cli.neuron import bucket_request
-from ranvier.cli.settings import DTYPES, Options, bucket_lists, say
-from ranvier.core.buckets import BucketLimits
-from ranvier.core.errors import ConfigError
+from ranvier.cli.settings import DTYPES, Options, bucket_lists, kv_layout, say
+from ranvier.core.buckets import BucketLimits, BucketSet
+from ranvier.core.errors import ConfigError, TargetError
 from ranvier.core.limits import LIMITS
+from ranvier.core.program import program_shapes
 from ranvier.models.spec import DecoderSpec
 from ranvier.native import library
 from ranvier.nn.kernels.linear.pack import DTYPES as ARRAY_DTYPES
@@ -28,8 +28,9 @@ from ranvier.targets.host_memory import (
     largest_len,
     share_blocks,
 )
+from ranvier.targets.table import DEVICES, TARGETS, Target, find_target
 
-__all__ = ["Plan", "plan_sizes"]
+__all__ = ["Plan", "choose_target", "plan_sizes"]
 
 LENGTH_DEFAULT = 4096
 BATCHED_DEFAULT = 1024
@@ -39,60 +40,124 @@ SHARE_DEFAULT = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a build and what they take."""
+    """The target and the sizes of a build, and what they take."""
 
     spec: DecoderSpec
+    target: Target
     sizes: Sizes
     need: MemoryNeed
     memory: HostMemory
 
 
 def plan_sizes(options: Options, spec: DecoderSpec) -> Plan:
-    """Sizes that fit. Raises ConfigError, and TargetError naming the largest sizes that do fit."""
-    memory = host_memory()
+    """Sizes that fit. Raises ConfigError, and TargetError naming the largest sizes that do fit.
+
+    The memory of a target that is not this host is its own; it is not looked at here.
+    """
+    target, memory = choose_target(options), host_memory()
     share = options.gpu_memory_utilization
     bound = int((share or SHARE_DEFAULT) * memory.total_bytes)
-    sizes = _sizes(options, spec)
+    sizes = _sizes(options, _length(options, spec), target)
     need = _need(spec, sizes)
+    if target.platform != "cpu":
+        if share is not None:
+            say(f"gpu_memory_utilization={share} has no effect on the target {target.name} yet")
+        sizes = replace(sizes, block_count=_blocks(options, sizes, need, None))
+        return Plan(spec, target, sizes, need, memory)
     if options.max_model_len == -1:
         length = largest_len(need, bound)
         if length == 0:
             check_fit(need, bound, "the share of memory for it")
-        sizes = replace(sizes, **_lengths(length, options))
+        sizes = _sizes(options, length, target)
         say(f"max_model_len is {length}, of the model's {spec.model_len_max}")
         need = _need(spec, sizes)
-    sizes = replace(sizes, block_count=_blocks(options, need, bound))
+    sizes = replace(sizes, block_count=_blocks(options, sizes, need, bound))
     need = replace(need, block_count=sizes.block_count)
     if share is not None:
         check_fit(need, bound, f"gpu_memory_utilization={share} of the memory")
     check_fit(need, memory.available_bytes, "the memory that is available")
-    return Plan(spec, sizes, need, memory)
+    return Plan(spec, target, sizes, need, memory)
 
 
-def _sizes(options: Options, spec: DecoderSpec) -> Sizes:
+def choose_target(options: Options) -> Target:
+    """--target by name, else by --device; auto takes the best device of this machine."""
+    if options.target is not None:
+        target = find_target(options.target)
+        if options.device not in ("auto", target.platform):
+            raise ConfigError(
+                f"--target {target.name} is no target of --device {options.device}.",
+                hint="Give one of the two.",
+            )
+        return target
+    if options.device not in DEVICES:
+        raise ConfigError(f"device is {options.device!r}; supported: {', '.join(DEVICES)}.")
+    if options.device in ("cpu", "cuda"):
+        return TARGETS[options.device]
+    from ranvier.runtime.device import local_target
+
+    found = local_target()
+    if options.device == "neuron" and not found.is_neuron:
+        raise TargetError(
+            "No Neuron device is here, so that its generation is not known.",
+            hint="To compile for one, name it: --target neuron-trn2.",
+        )
+    return found
+
+
+def _sizes(options: Options, length: int, target: Target) -> Sizes:
     """Sizes with the default KV cache."""
+    is_ragged = _is_ragged(options, target)
+    kernels = _kernels(target, is_ragged)
+    is_contiguous = kv_layout(options) == "contiguous"
+    if is_contiguous and is_ragged:
+        raise ConfigError(
+            "program_family=ragged: its programs have no contiguous KV layout.",
+            hint="Leave --program-family at auto, or --kv-layout at block.",
+        )
+    # A region is one block that holds a whole sequence.
+    block_tokens = -(-length // 32) * 32 if is_contiguous else options.block_size
+    buckets = _buckets(options, length, block_tokens, is_ragged)
+    block_tokens = buckets.contexts[-1] if is_contiguous else block_tokens
+    rows = options.max_num_seqs
+    return Sizes(
+        dtype=_dtype(options.dtype, kernels, target),
+        kernels=kernels,
+        max_model_len=length,
+        max_num_seqs=rows,
+        block_tokens=block_tokens,
+        block_count=rows + 1 if is_contiguous else default_blocks(length, rows, block_tokens),
+        kv_layout="contiguous" if is_contiguous else "block",
+        buckets=buckets,
+        logprobs_max=LIMITS.logprobs_max,
+        edits_max=length + LIMITS.logit_bias_max,
+    )
+
+
+def _length(options: Options, spec: DecoderSpec) -> int:
     length = options.max_model_len or min(spec.model_len_max, LENGTH_DEFAULT)
     if length == -1:
-        length = spec.model_len_max
+        return spec.model_len_max
     if length > spec.model_len_max:
         raise ConfigError(
             f"max_model_len={length} is above the model's own {spec.model_len_max}.",
             hint="Lower --max-model-len; or, where the model can do it, raise its own with "
             "--hf-overrides.max_position_embeddings.",
         )
-    kernels = _kernels()
-    return Sizes(
-        dtype=_dtype(options.dtype, kernels),
-        kernels=kernels,
-        max_num_seqs=options.max_num_seqs,
-        block_tokens=options.block_size,
-        token_buckets=_buckets(options, length),
-        logprobs_max=LIMITS.logprobs_max,
-        **_lengths(length, options),
-    )
+    return length
 
 
-def _buckets(options: Options, length: int) -> tuple[int, ...]:
+def _is_ragged(options: Options, target: Target) -> bool:
+    if options.program_family == "auto":
+        return target.is_ragged and kv_layout(options) == "block"
+    if options.program_family == "ragged" and not target.is_ragged:
+        raise ConfigError(
+            f"program_family=ragged: {target.name} has no ragged attention kernel.",
+            hint="Leave --program-family at auto.",
+        )
+    return options.program_family == "ragged"
+
+
+def _buckets(options: Options, length: int, block_tokens: int, is_ragged: bool) -> BucketSet:
     """The buckets that were asked for, or automatic ones."""
     request = bucket_request(
         options.additional_config, options.override_neuron_config, bucket_lists()
@@ -103,32 +168,31 @@ def _buckets(options: Options, length: int) -> tuple[int, ...]:
         max_model_len=length,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or max(largest, options.max_num_seqs),
-        block_tokens=options.block_size,
+        block_tokens=block_tokens,
     )
-    found = resolve_ragged(request, limits)
+    found = (resolve_ragged if is_ragged else resolve_unragged)(request, limits)
     for line in found.notices:
         say(line)
-    return found.buckets.tokens
+    return found.buckets
 
 
-def _lengths(length: int, options: Options) -> dict[str, Any]:
-    """What follows from max_model_len."""
-    return {
-        "max_model_len": length,
-        "edits_max": length + LIMITS.logit_bias_max,
-        "block_count": default_blocks(length, options.max_num_seqs, options.block_size),
-    }
-
-
-def _blocks(options: Options, need: MemoryNeed, bound: int) -> int:
+def _blocks(options: Options, sizes: Sizes, need: MemoryNeed, bound: int | None) -> int:
     """Blocks of the cache, the garbage block among them. Raises ConfigError."""
+    if sizes.kv_layout == "contiguous":
+        named = options.num_gpu_blocks_override
+        if named not in (None, sizes.max_num_seqs):
+            say(
+                f"num_gpu_blocks_override={named} has no effect: the contiguous layout has one "
+                f"region a sequence, {sizes.max_num_seqs}"
+            )
+        return need.block_count
     whole = -(-need.max_model_len // need.block_tokens)
     if options.num_gpu_blocks_override:
         blocks, flag = options.num_gpu_blocks_override + 1, "--num-gpu-blocks-override"
     elif options.kv_cache_memory_bytes:
         blocks = options.kv_cache_memory_bytes // need.block_bytes
         flag = "--kv-cache-memory-bytes"
-    elif options.gpu_memory_utilization:
+    elif options.gpu_memory_utilization and bound is not None:
         blocks, flag = share_blocks(need, bound), "--gpu-memory-utilization"
     else:
         return need.block_count
@@ -159,22 +223,26 @@ def _need(spec: DecoderSpec, sizes: Sizes) -> MemoryNeed:
 
 def _program_bytes(spec: DecoderSpec, sizes: Sizes) -> int:
     """Activations of the largest step (f32, two generations alive) and its logits and edits."""
-    tokens, rows = sizes.token_buckets[-1], sizes.max_num_seqs
+    shapes = program_shapes(sizes.buckets, sizes.max_num_seqs)
+    tokens, rows = max(shape.tokens for shape in shapes), sizes.max_num_seqs
     wide = 2 * spec.hidden + spec.qkv_size + spec.heads * spec.head_size + 2 * spec.intermediate
     per_row = 2 * spec.vocab_size + 3 * sizes.edits_max
     return 4 * (2 * tokens * wide + rows * per_row)
 
 
-def _kernels() -> str:
-    """The kernels that this machine can run; says so when they are the slow ones."""
+def _kernels(target: Target, is_ragged: bool) -> str:
+    """The functions that programs are made of; says so when a CPU gets the slow ones."""
+    if target.kernels != "cpu" or not is_ragged:
+        return "reference"
     if library.register():
         return "cpu"
     say("the CPU kernels are not built (no C++ compiler at install): plain JAX kernels, slower")
     return "reference"
 
 
-def _dtype(named: str, kernels: str) -> str:
-    """auto is bfloat16, but float32 on the plain kernels: XLA is slow in bfloat16 on a CPU."""
+def _dtype(named: str, kernels: str, target: Target) -> str:
+    """auto is bfloat16, but float32 on a CPU's plain kernels: XLA is slow in bfloat16 there."""
     if named == "auto":
-        return "bfloat16" if kernels == "cpu" else "float32"
+        is_slow = target.name == "cpu" and kernels == "reference"
+        return "float32" if is_slow else "bfloat16"
     return DTYPES[named]

@@ -86,9 +86,13 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
             raise
         folder = _mend(options, folder, damage)
         runner = load_runner(folder, phases)
+    is_caching = options.enable_prefix_caching
+    if is_caching and runner.info.kv_layout == "contiguous":
+        say("prefix caching is off: regions of the contiguous KV layout can't be shared")
+        is_caching = False
     config = EngineConfig(
-        max_num_batched_tokens=runner.info.token_buckets[-1],
-        enable_prefix_caching=options.enable_prefix_caching,
+        max_num_batched_tokens=runner.info.tokens_max,
+        enable_prefix_caching=is_caching,
         order="overlapped" if options.async_scheduling else "plain",
     )
     return Engine(runner, config)
@@ -145,7 +149,7 @@ def key_of(checkpoint: Checkpoint, planned: Plan) -> ArtifactKey:
     """The key of a planned build."""
     from ranvier.build.build import artifact_key
 
-    return artifact_key(checkpoint, planned.spec, planned.sizes, FLAGS)
+    return artifact_key(checkpoint, planned.sizes, planned.target, FLAGS)
 
 
 def _mend(options: Options, folder: Path, damage: DamagedArtifact) -> Path:

@@ -28,11 +28,17 @@ SEEN_BIT = 30
 
 @dataclass(frozen=True)
 class MetaLayout:
-    """Sizes of one program: tokens T, sequences S (= samples R), blocks per sequence MB."""
+    """Sizes of one program: tokens T, sequences S (= samples R), blocks per sequence MB.
+
+    `family` says how tokens and rows belong together (core/program.py). `block_keys` is how many
+    tokens of a block the program reads, 0 all: less than a block where the block is a whole region.
+    """
 
     tokens: int
     rows: int
     blocks: int
+    family: str = "step"
+    block_keys: int = 0
 
     @cached_property
     def sizes(self) -> dict[str, int]:

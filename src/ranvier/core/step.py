@@ -7,11 +7,14 @@ owns it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ranvier.core.buckets import BucketSet
+from ranvier.core.program import KvLayout, ProgramShape, program_shapes
 
 __all__ = [
     "Chunk",
@@ -86,9 +89,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One dispatch: `bucket` is the token bucket of the program that runs it."""
+    """One dispatch of one program."""
 
-    bucket: int
+    program: ProgramShape
     chunks: list[Chunk]
     samples: list[Sample]
 
@@ -117,7 +120,7 @@ class StepResult:
 class RunnerInfo:
     """The static limits of a loaded artifact; all scheduling happens within them."""
 
-    token_buckets: tuple[int, ...]
+    buckets: BucketSet
     rows_max: int
     block_tokens: int
     block_count: int
@@ -125,15 +128,40 @@ class RunnerInfo:
     vocab_size: int
     logprobs_max: int
     edits_max: int
-    programs: tuple[str, ...] = field(default=())
+    kv_layout: KvLayout = "block"
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether one program takes any mix of prefill and decode."""
+        return bool(self.buckets.tokens)
+
+    @property
+    def programs(self) -> tuple[ProgramShape, ...]:
+        return program_shapes(self.buckets, self.rows_max)
+
+    @property
+    def tokens_max(self) -> int:
+        """Tokens of the largest step."""
+        return (self.buckets.tokens or self.buckets.prefill_tokens)[-1]
 
     @property
     def blocks_per_sequence_max(self) -> int:
         return -(-self.model_len_max // self.block_tokens)
 
-    def samples_max(self, bucket: int) -> int:
-        """How many Sample rows (and chunks) the program of `bucket` takes."""
-        return min(bucket, self.rows_max)
+    def step(self, tokens: int) -> ProgramShape:
+        """The program of a ragged step."""
+        size = self.buckets.step(tokens)
+        return ProgramShape("step", size, min(size, self.rows_max))
+
+    def prefill(self, tokens: int, context: int) -> ProgramShape:
+        """The program of one sequence's chunk that ends at `context`."""
+        size, context = self.buckets.prefill(tokens, context)
+        return ProgramShape("prefill", size, 1, context)
+
+    def decode(self, rows: int, context: int) -> ProgramShape:
+        """The program of one token each of `rows` sequences, the longest at `context`."""
+        size, context = self.buckets.decode(rows, context)
+        return ProgramShape("decode", size, size, context)
 
 
 class Runner(Protocol):

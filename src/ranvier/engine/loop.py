@@ -16,7 +16,8 @@ from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CapacityError, DeviceError, RequestError
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.core.step import Runner
-from ranvier.schedule.scheduler import Launch, Scheduler
+from ranvier.schedule.draft import Launch
+from ranvier.schedule.scheduler import Scheduler
 from ranvier.schedule.sequence import Sequence
 
 __all__ = ["Engine"]
@@ -128,7 +129,7 @@ class Engine:
             return False
         self._flying.append((launch, handle))
         self._counts.steps += 1
-        self._counts.padding_tokens += launch.plan.bucket - launch.plan.token_count
+        self._counts.padding_tokens += launch.plan.program.tokens - launch.plan.token_count
         self._step_tokens.append(launch.plan.token_count)
         return True
 

@@ -27,9 +27,8 @@ def compile_stablehlo(text: bytes) -> bytes:
     return bytes(device.client.compile_and_load(text, devices, options).serialize())
 
 
-def deserialize(data: bytes) -> LoadedProgram:
-    """Load an executable for the first local device. Raises what the backend raises."""
-    device = jax.local_devices()[0]
+def deserialize(data: bytes, device: jax.Device) -> LoadedProgram:
+    """Load an executable for a device. Raises what the backend raises."""
     devices = xla_client.DeviceList((device,))
     return LoadedProgram(device.client.deserialize_executable(data, devices, None))
 

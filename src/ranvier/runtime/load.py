@@ -16,11 +16,12 @@ from ranvier.artifact.lock import hold
 from ranvier.artifact.manifest import ArrayEntry, Manifest
 from ranvier.artifact.read import check_files, read_manifest
 from ranvier.core.errors import ArtifactError, DamagedArtifact
-from ranvier.core.layout import MetaLayout
 from ranvier.core.step import RunnerInfo
 from ranvier.native import library
 from ranvier.runtime.compat import LoadedProgram, deserialize
+from ranvier.runtime.device import open_device
 from ranvier.runtime.runner import DeviceRunner
+from ranvier.targets.table import find_target
 
 __all__ = ["Phases", "load_runner"]
 
@@ -39,25 +40,22 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
                 list(faults),
                 hint=f"Remove {folder} and build it again.",
             )
-    info = _info(manifest)
+    info, target = _info(manifest), find_target(manifest.key.target)
+    device = open_device(target)
     if manifest.model["kernels"] == "cpu" and not library.register():
         raise ArtifactError(
             f"{folder}: its programs call the CPU kernels, which are not built here.",
             hint="Install a C++ compiler and reinstall, or remove the artifact.",
         )
     with _timed(phases, "load programs"):
-        programs = {p.tokens: _program(folder, p.name) for p in manifest.programs}
-        layouts = {
-            p.tokens: MetaLayout(p.tokens, p.rows, info.blocks_per_sequence_max)
-            for p in manifest.programs
-        }
+        programs = {shape: _program(folder, shape.name, device) for shape in info.programs}
     with _timed(phases, "map weights"):
         weights = [
             _array(folder / "weights.bin", entry) for _, entry in sorted(manifest.arrays.items())
         ]
     with _timed(phases, "allocate cache"):
         state = _state(manifest)
-    runner = DeviceRunner(info, programs, layouts, weights, state, in_use.close)
+    runner = DeviceRunner(info, programs, weights, state, in_use.close)
     with _timed(phases, "warm programs"):
         runner.warm()
     return runner
@@ -73,7 +71,7 @@ def _timed(phases: Phases, name: str) -> Iterator[None]:
 def _info(manifest: Manifest) -> RunnerInfo:
     key, model = manifest.key, manifest.model
     return RunnerInfo(
-        token_buckets=key.token_buckets,
+        buckets=key.buckets,
         rows_max=key.max_num_seqs,
         block_tokens=key.block_tokens,
         block_count=key.block_count,
@@ -81,14 +79,14 @@ def _info(manifest: Manifest) -> RunnerInfo:
         vocab_size=int(model["vocab_size"]),
         logprobs_max=int(model["logprobs_max"]),
         edits_max=int(model["edits_max"]),
-        programs=tuple(p.name for p in manifest.programs),
+        kv_layout=key.kv_layout,
     )
 
 
-def _program(folder: Path, name: str) -> LoadedProgram:
+def _program(folder: Path, name: str, device: jax.Device) -> LoadedProgram:
     data = (folder / "programs" / f"{name}.bin").read_bytes()
     try:
-        return deserialize(data)
+        return deserialize(data, device)
     except (RuntimeError, ValueError) as error:
         raise DamagedArtifact(
             f"{folder}/programs/{name}.bin: this runtime refuses it: {error}",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ranvier.core.errors import DeviceError
 from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
+from ranvier.core.program import ProgramShape
 from ranvier.core.step import LogitEdits, RunnerInfo, Sample, StepPlan, StepResult
 from ranvier.runtime.compat import LoadedProgram
 
@@ -25,7 +26,8 @@ SAMPLE_FIELDS = ("top_k", "target_ids", "temperature", "top_p", "min_p", "unifor
 class _Buffers:
     """Host and resident buffers of one program."""
 
-    def __init__(self, layout: MetaLayout, info: RunnerInfo) -> None:
+    def __init__(self, shape: ProgramShape, info: RunnerInfo) -> None:
+        layout = shape.layout(info.block_tokens, info.model_len_max)
         self.layout = layout
         self.edits_shape = (layout.rows, info.edits_max, 3)
         self.allowed_shape = (layout.rows, -(-info.vocab_size // 32))
@@ -39,15 +41,14 @@ class DeviceRunner:
     def __init__(
         self,
         info: RunnerInfo,
-        programs: dict[int, LoadedProgram],
-        layouts: dict[int, MetaLayout],
+        programs: dict[ProgramShape, LoadedProgram],
         weights: list[jax.Array],
         state: dict[str, jax.Array],
         release: Callable[[], None],
     ) -> None:
         self._info = info
         self._programs = programs
-        self._buffers = {bucket: _Buffers(layout, info) for bucket, layout in layouts.items()}
+        self._buffers = {shape: _Buffers(shape, info) for shape in programs}
         self._weights = weights
         self._release = release
         self._state = [state["k"], state["sampled"], state["v"]]
@@ -58,15 +59,15 @@ class DeviceRunner:
 
     def dispatch(self, plan: StepPlan) -> object:
         """Launch one step. Raises DeviceError."""
-        buffers = self._buffers[plan.bucket]
+        buffers = self._buffers[plan.program]
         meta = jax.device_put(_pack(plan, buffers.layout))
         edits, allowed = self._edits(plan, buffers)
         # Flat order of (weights, state, inputs): each dict's keys sorted.
         arguments = [*self._weights, *self._state, allowed, edits, meta]
         try:
-            *self._state, out = self._programs[plan.bucket](arguments)
+            *self._state, out = self._programs[plan.program](arguments)
         except RuntimeError as error:
-            raise DeviceError(f"Program step.t{plan.bucket} failed: {error}") from error
+            raise DeviceError(f"Program {plan.program.name} failed: {error}") from error
         return out, len(plan.samples)
 
     def collect(self, handle: object) -> StepResult:
@@ -89,8 +90,8 @@ class DeviceRunner:
 
     def warm(self) -> None:
         """Run every program once on nothing."""
-        for bucket in self._info.token_buckets:
-            self.collect(self.dispatch(StepPlan(bucket, [], [])))
+        for shape in self._programs:
+            self.collect(self.dispatch(StepPlan(shape, [], [])))
 
     def close(self) -> None:
         """Drop the device's memory and let go of the artifact."""

@@ -7,34 +7,17 @@ result; between them sequences may be added or cancelled. Plans are committed in
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from ranvier.core.config import EngineConfig
 from ranvier.core.fit import check_fits
+from ranvier.core.program import Family
 from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs
-from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
+from ranvier.core.step import RunnerInfo, Sample, StepResult
 from ranvier.schedule.blocks import BlockPool, block_count
+from ranvier.schedule.draft import Draft, Launch, Row
 from ranvier.schedule.sequence import Sequence
 
-__all__ = ["Launch", "Scheduler"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One sample of a plan: whose it is, and which prompt token it scores (-1: it draws)."""
-
-    sequence: Sequence
-    scored: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A plan with what commit needs to read its result."""
-
-    plan: StepPlan
-    rows: list[_Row]
-    parts: list[tuple[Sequence, int, int]]
-    """(sequence, its epoch, tokens computed after this step)."""
+__all__ = ["Scheduler"]
 
 
 class Scheduler:
@@ -42,6 +25,7 @@ class Scheduler:
 
     Order within a step: running sequences in order of arrival, then waiting ones, first come first
     served within a priority. When blocks run out the youngest running sequence gives its up.
+    Where programs are not ragged, prefill and decode take turns when both have work.
     """
 
     def __init__(self, info: RunnerInfo, config: EngineConfig) -> None:
@@ -52,7 +36,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.preemptions = 0
-        self._tokens_max = min(config.max_num_batched_tokens, info.token_buckets[-1])
+        self._tokens_max = min(config.max_num_batched_tokens, info.tokens_max)
+        self._last: Family = "decode"
 
     def check(self, request: Request) -> None:
         """Raise RequestError for what can never run here."""
@@ -72,13 +57,30 @@ class Scheduler:
 
     def plan(self) -> Launch | None:
         """Choose the next step, or None when nothing can run."""
-        draft = _Draft(self)
+        for family in self._families():
+            launch = self._plan(family)
+            if launch is not None:
+                self._last = family
+                return launch
+        return None
+
+    def _families(self) -> tuple[Family, ...]:
+        """Which kinds of step to try, in this order."""
+        if self.info.is_ragged:
+            return ("step",)
+        return ("decode", "prefill") if self._last == "prefill" else ("prefill", "decode")
+
+    def _plan(self, family: Family) -> Launch | None:
+        draft = Draft(self.info, family, self._tokens_max)
         for sequence in list(self.running):
             if sequence in self.running:
                 self._extend(draft, sequence)
         while self.waiting and draft.has_room and len(self.running) < self.info.rows_max:
             # A preempted sequence whose token is still on the device waits for it.
-            if self.waiting[0].awaited or not self._start(draft, self.waiting[0]):
+            sequence = self.waiting[0]
+            if sequence.awaited or not draft.can_start(sequence):
+                break
+            if not self._start(draft, sequence):
                 break
         return draft.launch()
 
@@ -108,7 +110,7 @@ class Scheduler:
         hit = {id(s): s for s, _, _ in launch.parts if not s.is_done}
         return [self.drop(sequence, "error", error) for sequence in hit.values()]
 
-    def _start(self, draft: _Draft, sequence: Sequence) -> bool:
+    def _start(self, draft: Draft, sequence: Sequence) -> bool:
         if not sequence.is_scoring_prompt:
             known, salt = sequence.tokens, sequence.request.cache_salt
             sequence.blocks, sequence.digest = self.pool.lookup(known, salt)
@@ -122,10 +124,11 @@ class Scheduler:
             return False
         self.waiting.popleft()
         self.running.append(sequence)
-        draft.add(sequence, count)
+        if count:
+            draft.add(sequence, count)
         return True
 
-    def _extend(self, draft: _Draft, sequence: Sequence) -> None:
+    def _extend(self, draft: Draft, sequence: Sequence) -> None:
         count = draft.grant(sequence)
         while count and not self._reserve(sequence, count):
             victim = self.running[-1]
@@ -169,13 +172,13 @@ class Scheduler:
             sequence.digest = self.pool.remember(block, sequence.digest, tokens, salt)
             sequence.remembered += 1
 
-    def _score(self, row: _Row, entry: TokenLogprobs) -> None:
+    def _score(self, row: Row, entry: TokenLogprobs) -> None:
         found = row.sequence.prompt_logprobs
         # After preemption the prompt is computed again: each of its tokens is scored once.
         if found is not None and not row.sequence.is_done and len(found) == row.scored:
             found.append(entry)
 
-    def _append(self, row: _Row, i: int, launch: Launch, result: StepResult) -> Event | None:
+    def _append(self, row: Row, i: int, launch: Launch, result: StepResult) -> Event | None:
         sequence = row.sequence
         if sequence.is_done:
             return None
@@ -228,86 +231,6 @@ class Scheduler:
             error=error,
             queue_s=0.0 if started is None else started - sequence.arrival_s,
         )
-
-
-class _Draft:
-    """A step being put together; the limits of one program."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._info = scheduler.info
-        self._left = scheduler._tokens_max
-        self._parts: dict[int, tuple[Sequence, int]] = {}
-        self._samples = 0
-
-    @property
-    def has_room(self) -> bool:
-        return self._left > 0 and self._samples < self._info.rows_max
-
-    def grant(self, sequence: Sequence) -> int:
-        """How many tokens of a sequence this step may take."""
-        count = min(sequence.left, self._left)
-        if sequence.is_scoring_prompt:
-            count = min(count, self._info.rows_max - self._samples)
-        has_row = self._samples < self._info.rows_max
-        return count if has_row and not sequence.must_wait else 0
-
-    def add(self, sequence: Sequence, count: int) -> None:
-        self._parts[id(sequence)] = (sequence, count)
-        self._left -= count
-        self._samples += count if sequence.is_scoring_prompt else 1
-
-    def remove(self, sequence: Sequence) -> None:
-        part = self._parts.pop(id(sequence), None)
-        if part is not None:
-            self._left += part[1]
-            self._samples -= part[1] if sequence.is_scoring_prompt else 1
-
-    def launch(self) -> Launch | None:
-        """Freeze the plan and advance the sequences to after it."""
-        chunks: list[Chunk] = []
-        samples: list[Sample] = []
-        rows: list[_Row] = []
-        parts = []
-        for sequence, count in self._parts.values():
-            if not count:
-                continue
-            self._rows(sequence, count, len(chunks), samples, rows)
-            chunks.append(_chunk(sequence, count))
-            sequence.planned += count
-            parts.append((sequence, sequence.epoch, sequence.planned))
-            if not sequence.left and sequence.request.params.max_tokens != 0:
-                sequence.awaited += 1
-                sequence.awaited_sample = len(samples) - 1
-        if not chunks:
-            return None
-        tokens = sum(len(chunk.token_ids) for chunk in chunks)
-        bucket = next(b for b in self._info.token_buckets if b >= tokens)
-        return Launch(StepPlan(bucket, chunks, samples), rows, parts)
-
-    def _rows(
-        self,
-        sequence: Sequence,
-        count: int,
-        chunk: int,
-        samples: list[Sample],
-        rows: list[_Row],
-    ) -> None:
-        start = sequence.planned
-        if sequence.is_scoring_prompt:
-            for offset in range(min(count, sequence.prompt_count - 1 - start)):
-                target = start + offset + 1
-                samples.append(sequence.score(chunk, offset, sequence.tokens[target]))
-                rows.append(_Row(sequence, target))
-        if count == sequence.left and sequence.request.params.max_tokens != 0:
-            samples.append(sequence.sample(chunk, count - 1))
-            rows.append(_Row(sequence))
-
-
-def _chunk(sequence: Sequence, count: int) -> Chunk:
-    start = sequence.planned
-    if sequence.awaited:
-        return Chunk(start, [0], list(sequence.blocks), sequence.awaited_sample)
-    return Chunk(start, sequence.tokens[start : start + count], list(sequence.blocks))
 
 
 def _logprobs(sample: Sample, result: StepResult, i: int) -> TokenLogprobs:

@@ -75,15 +75,16 @@ class SimulatedRunner:
     def close(self) -> None: ...
 
     def _check(self, plan: StepPlan) -> None:
-        info = self._info
-        assert plan.bucket in info.token_buckets
-        assert 0 < plan.token_count <= plan.bucket
-        assert len(plan.chunks) <= info.samples_max(plan.bucket)
-        assert len(plan.samples) <= info.samples_max(plan.bucket)
+        info, program = self._info, plan.program
+        assert program in info.programs
+        assert 0 < plan.token_count <= program.tokens
+        assert len(plan.chunks) <= program.rows
+        assert len(plan.samples) <= program.rows
         written: set[tuple[int, int]] = set()
         for chunk in plan.chunks:
             stop = chunk.start + len(chunk.token_ids)
-            assert stop <= info.model_len_max
+            assert stop <= (program.context or info.model_len_max)
+            assert program.family != "decode" or len(chunk.token_ids) == 1
             assert len(chunk.block_ids) * info.block_tokens >= stop
             assert all(0 < block < info.block_count for block in chunk.block_ids)
             for position in range(chunk.start, stop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from typing import Any
@@ -56,7 +57,7 @@ def _plan(options: Options) -> dict[str, Any]:
         "dtype": key.dtype,
         "max_model_len": key.max_model_len,
         "max_num_seqs": key.max_num_seqs,
-        "buckets": planned.sizes.token_buckets,
+        "buckets": dataclasses.asdict(planned.sizes.buckets),
         "programs": names,
         "memory_bytes": {**dict(planned.need.rows()), "total": planned.need.total_bytes},
         "available_bytes": planned.memory.available_bytes,

@@ -1,11 +1,15 @@
 """Paged attention in plain JAX: caches [L, N, Bt, K, E], gathers instead of pointers.
 
-The slow twin of the kernels, and the program of targets without one. Indices are always in range:
-padding tokens write to the garbage block 0.
+The slow twin of the kernels, and the program of targets without one. Tokens are taken in tiles,
+each of one sequence, so that a sequence's keys are gathered once a tile and not once a token: a
+prefill is one tile, a decode row is a tile of one token, a ragged step is cut into tiles and walks
+its keys in chunks up to the longest live context. Indices are always in range: padding tokens write
+to the garbage block 0. Prefill and decode keep within the rules of targets/neuron.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +22,9 @@ from ranvier.nn.rope import rotate
 __all__ = ["attention", "cache_shapes"]
 
 MASKED = -1e30
+TILE_TOKENS_MAX = 64
+CHUNK_KEYS = 512
+"""Keys that a ragged step takes at once; bounds the scores held in memory."""
 
 
 def cache_shapes(
@@ -53,15 +60,166 @@ def attention(
     if q_norm is not None and k_norm is not None:
         q_THE = _head_norm(q_THE, q_norm, layer, spec.eps)
         k_TKE = _head_norm(k_TKE, k_norm, layer, spec.eps)
-    angles = cos_sin[ropes[layer[0]]]
+    angles = _pick(cos_sin, _pick(ropes, layer[0]))
     q_THE, k_TKE = rotate(q_THE, angles), rotate(k_TKE, angles)
-    tables_SM = meta[layout.slices["block_tables"]].reshape(layout.rows, layout.blocks)
     k = _write(k, k_TKE, layer, meta, layout)
     v = _write(v, v_TKE, layer, meta, layout)
-    k_SCKE = _gather(k, layer, tables_SM)
-    v_SCKE = _gather(v, layer, tables_SM)
-    out_TO = _attend(q_THE, k_SCKE, v_SCKE, _mask(meta, layout, windows[layer[0]], k), spec)
-    return out_TO.astype(k.dtype), k, v
+    q = (q_THE * spec.scale).astype(k.dtype)
+    q_TKGE = q.reshape(layout.tokens, spec.kv_heads, -1, spec.head_size)
+    cache = _Cache(k, v, layer[0], layout.block_keys or k.shape[2])
+    window = _pick(windows, layer[0])
+    attend = _ragged if layout.family == "step" else _whole
+    out_TKGE = attend(q_TKGE, cache, meta, layout, window)
+    return out_TKGE.reshape(layout.tokens, -1).astype(k.dtype), k, v
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """Both caches at one layer; `keys` is how many tokens of a block are read."""
+
+    k: Array
+    v: Array
+    layer: Array
+    keys: int
+
+    def read(self, cache: Array, tables_NM: Array) -> Array:
+        """The blocks of each table as one run of keys [N, M * keys, K, E]."""
+        tiles, blocks = tables_NM.shape
+        layers_NM = jnp.broadcast_to(self.layer, tables_NM.shape)
+        found = lax.gather(
+            cache,
+            jnp.stack([layers_NM, tables_NM], axis=-1),
+            lax.GatherDimensionNumbers(
+                offset_dims=(2, 3, 4), collapsed_slice_dims=(0, 1), start_index_map=(0, 1)
+            ),
+            slice_sizes=(1, 1, self.keys, *cache.shape[3:]),
+            mode="promise_in_bounds",
+        )
+        return found.reshape(tiles, blocks * self.keys, *cache.shape[3:])
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Queries by tile [N, Q, K, G, E], their positions [N, Q], each tile's context length [N]."""
+
+    q: Array
+    positions: Array
+    contexts: Array
+
+
+def _whole(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, window: Array) -> Array:
+    """Prefill or decode: every tile's whole context bucket at once."""
+    rows = layout.rows
+    tables_NM = meta[layout.slices["block_tables"]].reshape(rows, layout.blocks)
+    positions_NQ = meta[layout.slices["positions"]].reshape(rows, -1)
+    q = q_TKGE.reshape(rows, -1, *q_TKGE.shape[1:])
+    tiles = _Tiles(q, positions_NQ, meta[layout.slices["context_lens"]])
+    scores, values = _scores(tiles, cache, tables_NM, jnp.int32(0), window)
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    probs = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return _weigh(probs, values)
+
+
+def _ragged(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, window: Array) -> Array:
+    """Any mix: tiles of one sequence each, softmax merged over ascending chunks of keys."""
+    cut = _cut(meta, layout)
+    at = layout.slices
+    per_chunk = max(CHUNK_KEYS // cache.keys, 1)
+    padding = -layout.blocks % per_chunk
+    tables_SM = meta[at["block_tables"]].reshape(layout.rows, layout.blocks)
+    tables_NM = jnp.pad(_pick(tables_SM, cut.sequences), ((0, 0), (0, padding)))
+    contexts_S = meta[at["context_lens"]]
+    tiles = _Tiles(
+        _pick(q_TKGE, cut.tokens), _pick(meta[at["positions"]], cut.tokens),
+        _pick(contexts_S, cut.sequences),
+    )  # fmt: skip
+    chunk_keys = per_chunk * cache.keys
+
+    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tables = lax.dynamic_slice_in_dim(tables_NM, i * per_chunk, per_chunk, 1)
+        scores, values = _scores(tiles, cache, tables, i * chunk_keys, window)
+        return _merge(carry, scores, values)
+
+    shape = (*tiles.q.shape[:1], *tiles.q.shape[2:4], tiles.q.shape[1])
+    top = jnp.full((*shape, 1), MASKED, jnp.float32)
+    start = (top, jnp.zeros_like(top), jnp.zeros(tiles.q.shape, jnp.float32))
+    chunks = (jnp.max(contexts_S) + chunk_keys - 1) // chunk_keys
+    _, total, out = lax.fori_loop(0, chunks, body, start)
+    out = out / jnp.maximum(jnp.moveaxis(total, 3, 1), 1e-30)
+    out_TKGE: Array = out.at[cut.tile_T, cut.slot_T].get(mode="promise_in_bounds")
+    return out_TKGE
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How the tokens of a ragged step lie in tiles: per tile, and per token."""
+
+    sequences: Array
+    """Sequence of each tile [N]."""
+    tokens: Array
+    """Token of each place [N, Q]; places without one repeat a token in range."""
+    tile_T: Array
+    slot_T: Array
+
+
+def _cut(meta: Array, layout: MetaLayout) -> _Cut:
+    at, tokens, rows = layout.slices, layout.tokens, layout.rows
+    size = 1
+    while size * 2 <= min(TILE_TOKENS_MAX, tokens // rows):
+        size *= 2
+    count = rows + (tokens - rows) // size
+    starts_S = meta[at["query_starts"]]
+    tiles_S = (starts_S[1:] - starts_S[:-1] + size - 1) // size
+    # No cumulative sum: rows are few, and a masked sum lowers to the same on every target.
+    is_before = jnp.arange(rows)[None, :] < jnp.arange(rows)[:, None]
+    first_S = jnp.sum(jnp.where(is_before, tiles_S[None, :], 0), axis=1)
+    tile_N = jnp.arange(count, dtype=jnp.int32)
+    is_past = (first_S + tiles_S)[None, :] <= tile_N[:, None]
+    seq_N = jnp.minimum(jnp.sum(is_past.astype(jnp.int32), axis=1), rows - 1)
+    begin_N = _pick(starts_S, seq_N) + (tile_N - _pick(first_S, seq_N)) * size
+    token_NQ = begin_N[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
+    seq_T = meta[at["token_seq"]]
+    inner_T = jnp.arange(tokens, dtype=jnp.int32) - _pick(starts_S, seq_T)
+    tile_T = jnp.clip(_pick(first_S, seq_T) + inner_T // size, 0, count - 1)
+    return _Cut(seq_N, jnp.clip(token_NQ, 0, tokens - 1), tile_T, jnp.maximum(inner_T, 0) % size)
+
+
+def _scores(
+    tiles: _Tiles, cache: _Cache, tables_NM: Array, start: Array, window: Array
+) -> tuple[Array, Array]:
+    """Masked scores f32 [N, K, G, Q, C] of the tables' keys, and their values [N, C, K, E]."""
+    k_NCKE = cache.read(cache.k, tables_NM)
+    v_NCKE = cache.read(cache.v, tables_NM)
+    scores = jnp.einsum("nqkge,ncke->nkgqc", tiles.q, k_NCKE, preferred_element_type=jnp.float32)
+    keys_C = start + jnp.arange(k_NCKE.shape[1], dtype=jnp.int32)
+    behind_NQC = tiles.positions[:, :, None] - keys_C[None, None, :]
+    is_seen_NQC = (behind_NQC >= 0) & ((window == 0) | (behind_NQC < window))
+    # What no step has written may be anything, NaN too: a weight of 0 would not hide it.
+    is_written_NC = keys_C[None, :] < tiles.contexts[:, None]
+    v_NCKE = jnp.where(is_written_NC[:, :, None, None], v_NCKE, 0)
+    is_seen_NQC &= is_written_NC[:, None, :]
+    return jnp.where(is_seen_NQC[:, None, None], scores, MASKED), v_NCKE
+
+
+def _merge(
+    carry: tuple[Array, Array, Array], scores: Array, values: Array
+) -> tuple[Array, Array, Array]:
+    """One step of the online softmax."""
+    top, total, out_NQKGE = carry
+    new = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+    scale = jnp.exp(top - new)
+    weights = jnp.where(scores > MASKED, jnp.exp(scores - new), 0.0)
+    total = total * scale + jnp.sum(weights, axis=-1, keepdims=True)
+    out = out_NQKGE * jnp.moveaxis(scale, 3, 1) + _weigh(weights, values)
+    return new, total, out
+
+
+def _weigh(weights_NKGQC: Array, v_NCKE: Array) -> Array:
+    """Sums of values f32 [N, Q, K, G, E]."""
+    return jnp.einsum(
+        "nkgqc,ncke->nqkge", weights_NKGQC.astype(v_NCKE.dtype), v_NCKE,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
 
 
 def _split(qkv_TO: Array, spec: AttentionSpec) -> tuple[Array, Array, Array]:
@@ -77,55 +235,22 @@ def _split(qkv_TO: Array, spec: AttentionSpec) -> tuple[Array, Array, Array]:
 
 def _head_norm(x_THE: Array, w_LE: Array, layer: Array, eps: float) -> Array:
     mean = jnp.mean(jnp.square(x_THE), axis=-1, keepdims=True)
-    return x_THE * lax.rsqrt(mean + eps) * w_LE[layer[0]][None, None, :]
+    return x_THE * lax.rsqrt(mean + eps) * _pick(w_LE, layer[0])[None, None, :]
 
 
-def _token_blocks(meta: Array, layout: MetaLayout, block_tokens: int) -> tuple[Array, Array]:
-    """Block id and offset of each token; padding tokens get the garbage block."""
-    positions_T = meta[layout.slices["positions"]]
-    seq_T = meta[layout.slices["token_seq"]]
-    tables = meta[layout.slices["block_tables"]]
-    block_T = tables[seq_T * layout.blocks + positions_T // block_tokens]
-    is_live_T = jnp.arange(layout.tokens, dtype=jnp.int32) < meta[0]
-    return jnp.where(is_live_T, block_T, 0), positions_T % block_tokens
+def _pick(x: Array, index: Array) -> Array:
+    """x[index] along the first axis; the index is in range."""
+    return x.at[index].get(mode="promise_in_bounds")
 
 
 def _write(cache: Array, x_TKE: Array, layer: Array, meta: Array, layout: MetaLayout) -> Array:
-    block_T, offset_T = _token_blocks(meta, layout, cache.shape[2])
-    return cache.at[layer[0], block_T, offset_T].set(
+    """Put each live token's x into its block; padding tokens go to the garbage block."""
+    positions_T = meta[layout.slices["positions"]]
+    seq_T, size = meta[layout.slices["token_seq"]], cache.shape[2]
+    tables = meta[layout.slices["block_tables"]]
+    block_T = _pick(tables, seq_T * layout.blocks + positions_T // size)
+    is_live_T = jnp.arange(layout.tokens, dtype=jnp.int32) < meta[0]
+    block_T = jnp.where(is_live_T, block_T, 0)
+    return cache.at[layer[0], block_T, positions_T % size].set(
         x_TKE.astype(cache.dtype), mode="promise_in_bounds"
     )
-
-
-def _gather(cache: Array, layer: Array, tables_SM: Array) -> Array:
-    """Each sequence's blocks as one run of keys [S, C, K, E], C = MB * Bt."""
-    blocks = cache.at[layer[0], tables_SM].get(mode="promise_in_bounds")
-    rows = tables_SM.shape[0]
-    return blocks.reshape(rows, -1, cache.shape[3], cache.shape[4])
-
-
-def _mask(meta: Array, layout: MetaLayout, window: Array, cache: Array) -> tuple[Array, Array]:
-    """(sequence of each token [T], which keys it sees [T, C])."""
-    positions_T = meta[layout.slices["positions"]]
-    keys_C = jnp.arange(layout.blocks * cache.shape[2], dtype=jnp.int32)
-    behind_TC = positions_T[:, None] - keys_C[None, :]
-    is_seen = (behind_TC >= 0) & ((window == 0) | (behind_TC < window))
-    return meta[layout.slices["token_seq"]], is_seen
-
-
-def _attend(
-    q_THE: Array, k_SCKE: Array, v_SCKE: Array, mask: tuple[Array, Array], spec: AttentionSpec
-) -> Array:
-    seq_T, is_seen_TC = mask
-    tokens, group = q_THE.shape[0], spec.heads // spec.kv_heads
-    q = (q_THE * spec.scale).astype(k_SCKE.dtype)
-    q_TKGE = q.reshape(tokens, spec.kv_heads, group, spec.head_size)
-    k_TCKE, v_TCKE = k_SCKE[seq_T], v_SCKE[seq_T]
-    scores = jnp.einsum("tkge,tcke->tkgc", q_TKGE, k_TCKE, preferred_element_type=jnp.float32)
-    scores = jnp.where(is_seen_TC[:, None, None, :], scores, MASKED)
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    v_TCKE = jnp.where(is_seen_TC[:, :, None, None], v_TCKE, 0)
-    probs = (weights / total).astype(v_TCKE.dtype)
-    out = jnp.einsum("tkgc,tcke->tkge", probs, v_TCKE, preferred_element_type=jnp.float32)
-    return out.reshape(tokens, spec.heads * spec.head_size)

@@ -1,0 +1,58 @@
+"""Which devices this process has, and which target they are."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+
+from ranvier.core.errors import TargetError
+from ranvier.targets.table import TARGETS, Target
+
+__all__ = ["describe", "local_target", "open_device"]
+
+INSTALL = {
+    "cuda": "Install it with: pip install 'ranvier[cuda]'; or choose --device cpu.",
+    "neuron": "Run on an Inferentia or Trainium instance with the Neuron PJRT plugin installed.",
+    "cpu": "",
+}
+
+
+def open_device(target: Target) -> jax.Device:
+    """The first local device of a target; later arrays go there. Raises TargetError."""
+    try:
+        device = jax.local_devices(backend=target.platform)[0]
+    except (RuntimeError, IndexError) as error:
+        raise TargetError(
+            f"{target.name}: jax finds no {target.platform} device here; it has "
+            f"{jax.default_backend()}.",
+            hint=INSTALL[target.platform],
+        ) from error
+    jax.config.update("jax_default_device", device)  # type: ignore[no-untyped-call]
+    return device
+
+
+def local_target() -> Target:
+    """The target of jax's default device; a device that has none is passed over for the CPU."""
+    device = jax.local_devices()[0]
+    if device.platform in ("gpu", "cuda"):
+        return TARGETS["cuda"] if "cuda" in device.client.platform_version.lower() else _cpu()
+    if device.platform == "neuron":
+        found = re.search(r"inf2|trn[123]", device.device_kind.lower())
+        if found is None:
+            raise TargetError(
+                f"The Neuron device calls itself {device.device_kind!r}, which is not known.",
+                hint="Name the target: --target neuron-trn2.",
+            )
+        return TARGETS[f"neuron-{found[0]}"]
+    return _cpu()
+
+
+def describe(target: Target) -> str:
+    """Kind of the device and version of its compiler, for the fingerprint. Raises TargetError."""
+    device = open_device(target)
+    return f"{device.device_kind} {device.client.platform_version}"
+
+
+def _cpu() -> Target:
+    return TARGETS["cpu"]
