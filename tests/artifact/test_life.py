@@ -126,11 +126,11 @@ def refuse_once(monkeypatch):
     """The runtime refuses the first binary that it is given."""
     real, calls = load.deserialize, []
 
-    def deserialize(data):
+    def deserialize(data, device):
         calls.append(data)
         if len(calls) == 1:
             raise RuntimeError("unknown version")
-        return real(data)
+        return real(data, device)
 
     monkeypatch.setattr(load, "deserialize", deserialize)
 

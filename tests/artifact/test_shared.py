@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,14 @@ def test_an_option_wins_over_the_variable(tiny_options, artifact, tmp_path, monk
     monkeypatch.setenv("NEURON_COMPILED_ARTIFACTS", str(tmp_path))
     options = {**tiny_options, "require_artifacts": True}
     assert ensure_artifact(parse_options(options)) == artifact
+
+
+def test_a_flipped_byte_anywhere_in_the_manifest_is_found(artifact, tmp_path):
+    copy = tmp_path / artifact.name
+    shutil.copytree(artifact, copy)
+    path = copy / "manifest.json"
+    data = path.read_bytes()
+    for at in range(0, len(data), 37):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        (fault,) = verify(copy)
+        assert "manifest.json" in fault

@@ -100,6 +100,13 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     files: dict[str, FileEntry]
     model: dict[str, Any]
     """Numbers that the runtime needs: vocab_size, cache shapes and dtype, limits."""
+    digest: str = ""
+    """sha256 of this manifest in canonical JSON with an empty digest."""
+
+    def signed(self) -> Manifest:
+        """The same manifest with its digest filled in."""
+        bare = msgspec.structs.replace(self, digest="")
+        return msgspec.structs.replace(bare, digest=hashlib.sha256(canonical(bare)).hexdigest())
 
 
 def join_hashes(parts: list[bytes]) -> str:

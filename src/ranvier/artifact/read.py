@@ -14,6 +14,7 @@ from ranvier.artifact.manifest import (
     ArtifactKey,
     FileEntry,
     Manifest,
+    canonical,
     differing,
     join_hashes,
 )
@@ -41,10 +42,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: missing; this is no artifact.")
     if path.stat().st_size > MANIFEST_BYTES_MAX:
         raise ArtifactError(f"{path}: larger than {MANIFEST_BYTES_MAX} bytes.")
+    data = path.read_bytes()
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
         raise ArtifactError(f"{path}: {error}.") from error
+    if data != canonical(manifest.signed()):
+        raise ArtifactError(f"{path}: was changed: it does not hash to the digest that it holds.")
     for name in manifest.files:
         if name.startswith("/") or ".." in Path(name).parts:
             raise ArtifactError(f"{path}: file name {name!r} leaves the artifact.")

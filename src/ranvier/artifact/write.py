@@ -115,7 +115,7 @@ class ArtifactWriter:
             files=dict(sorted(self._files.items())),
             model=model,
         )
-        self._write(MANIFEST, canonical(manifest))
+        self._write(MANIFEST, canonical(manifest.signed()))
         trash = set_aside(self.final)
         os.rename(self.folder, self.final)
         shutil.rmtree(trash, ignore_errors=True)
