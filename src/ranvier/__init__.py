@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any
 from ranvier.version import __version__
 
 if TYPE_CHECKING:
+    from ranvier.cli.settings import Options as EngineArgs
     from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
     from ranvier.engine.outputs import CompletionOutput, RequestOutput
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineArgs",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 _LAZY = {
-    "CompletionOutput": "ranvier.engine.outputs",
-    "LLM": "ranvier.cli.wire",
-    "RequestOutput": "ranvier.engine.outputs",
-    "SamplingParams": "ranvier.core.sampling",
+    "CompletionOutput": ("ranvier.engine.outputs", "CompletionOutput"),
+    "EngineArgs": ("ranvier.cli.settings", "Options"),
+    "LLM": ("ranvier.cli.wire", "LLM"),
+    "RequestOutput": ("ranvier.engine.outputs", "RequestOutput"),
+    "SamplingParams": ("ranvier.core.sampling", "SamplingParams"),
 }
 
 
@@ -26,4 +35,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ranvier' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

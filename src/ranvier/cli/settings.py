@@ -31,6 +31,7 @@ __all__ = [
     "cache_folder",
     "client_key",
     "environment",
+    "given_fields",
     "is_writable",
     "kv_layout",
     "machine_variables",
@@ -156,6 +157,25 @@ def settle(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
         else:
             raise ConfigError(f"Unknown option {key!r}.{nearest(name, [*names, *KNOWN])}")
     return fields
+
+
+def given_fields(source: Any) -> dict[str, Any]:
+    """The options that a mapping, or a dataclass such as vLLM's EngineArgs, sets."""
+    if isinstance(source, Mapping):
+        return dict(source)
+    if not dataclasses.is_dataclass(source) or isinstance(source, type):
+        kind = type(source).__name__
+        raise ConfigError(f"Engine arguments must be a dataclass or a mapping, are {kind}.")
+    found = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    return {f.name: found[f.name] for f in dataclasses.fields(source) if not _is_default(f, found)}
+
+
+def _is_default(field: dataclasses.Field[Any], found: Mapping[str, Any]) -> bool:
+    """Whether a field holds what it has when nothing is given."""
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return bool(found[field.name] == default)
 
 
 def option_names(*kinds: type) -> list[str]:

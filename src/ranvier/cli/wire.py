@@ -16,6 +16,7 @@ from ranvier.cli.settings import (
     artifact_roots,
     cache_artifacts,
     cache_folder,
+    given_fields,
     is_writable,
     nearest,
     parse_options,
@@ -61,6 +62,11 @@ class LLM(Offline):
         parsed = parse_options({"model": model, **options})
         engine, codec = open_engine(parsed, [])
         super().__init__(engine, codec, seed=parsed.seed)
+
+    @classmethod
+    def from_engine_args(cls, engine_args: Any) -> LLM:
+        """From a dataclass or a mapping of options; fields at their defaults count as not given."""
+        return cls(**given_fields(engine_args))
 
 
 def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:

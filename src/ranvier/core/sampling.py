@@ -20,6 +20,24 @@ _COUNT_MAX = 2**31
 _BIAS_MAX = 100
 
 
+OUTPUT_KINDS = ("CUMULATIVE", "FINAL_ONLY", 0, 2)
+UNSUPPORTED = {
+    "output_kind": "generate returns whole outputs (CUMULATIVE, FINAL_ONLY); the server streams",
+    "flat_logprobs": "log-probabilities come as one dict a position",
+    "prompt_logprob_token_ids": "prompt_logprobs returns the most likely tokens",
+    "prompt_logprob_start": "prompt_logprobs starts at the first token",
+    "logprob_token_ids": "logprobs returns the most likely tokens",
+    "stream_interval": "every token is streamed",
+    "structured_outputs": "structured output is not supported yet",
+    "guided_decoding": "structured output is not supported yet",
+    "extra_args": "there is no custom code in the sampling loop",
+    "skip_reading_prefix_cache": "give the prompt a cache_salt of its own",
+    "thinking_token_budget": "reasoning is not budgeted yet",
+    "repetition_detection": "use the penalties, stop or max_tokens",
+}
+"""vLLM's fields that are known and refused when set, and why."""
+
+
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Sampling options of one request, with vLLM's names and defaults.
 
@@ -53,7 +71,21 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     allowed_token_ids: list[int] | None = None
     truncate_prompt_tokens: int | None = None
 
+    output_kind: Any = None
+    flat_logprobs: Any = None
+    prompt_logprob_token_ids: Any = None
+    prompt_logprob_start: Any = None
+    logprob_token_ids: Any = None
+    stream_interval: Any = None
+    structured_outputs: Any = None
+    guided_decoding: Any = None
+    extra_args: Any = None
+    skip_reading_prefix_cache: Any = None
+    thinking_token_budget: Any = None
+    repetition_detection: Any = None
+
     def __post_init__(self) -> None:
+        _check_support(self)
         _check_ranges(self)
         _check_counts(self)
         _check_lists(self)
@@ -80,6 +112,16 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 def _require(is_ok: bool, param: str, value: object, rule: str) -> None:
     if not is_ok:
         raise RequestError(f"{param} must be {rule}, got {value!r}.", param=param)
+
+
+def _check_support(p: SamplingParams) -> None:
+    for name, reason in UNSUPPORTED.items():
+        value = getattr(p, name)
+        if value is None or value is False or value == {} or value == []:
+            continue
+        if name == "output_kind" and getattr(value, "name", value) in OUTPUT_KINDS:
+            continue
+        raise RequestError(f"{name} is not supported: {reason}.", param=name)
 
 
 def _check_ranges(p: SamplingParams) -> None:

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Self
 
 from tqdm import tqdm
 
-from ranvier.core.errors import RequestError
-from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
+from ranvier.core.errors import ConfigError, RequestError
+from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.choice import Choice, best_choices
 from ranvier.engine.loop import Engine
+from ranvier.engine.metrics import Metric, snapshot
 from ranvier.engine.outputs import CompletionOutput, Logprob, RequestOutput
+from ranvier.engine.prompts import Content, Prompt, read_prompts
 from ranvier.text.codec import TextCodec
 
-__all__ = ["Offline", "Prompt"]
+__all__ = ["Offline"]
 
-Prompt = str | Mapping[str, Any] | list[int]
+UNSUPPORTED = {
+    **dict.fromkeys(
+        ("embed", "encode", "classify", "score", "reward"),
+        "only text generation is served in this version",
+    ),
+    "beam_search": "there is no beam search; see SamplingParams.best_of",
+    "sleep": "close() frees the device",
+    "wake_up": "close() frees the device",
+    "start_profile": "profiles are taken by the system's own tools",
+    "stop_profile": "profiles are taken by the system's own tools",
+    "collective_rpc": "foreign code is not run in the engine",
+    "apply_model": "foreign code is not run in the engine",
+    "reset_mm_cache": "only text models are served in this version",
+}
+"""vLLM's methods that this LLM does not have, and why."""
+UNSUPPORTED_CHAT = {
+    "lora_request": "LoRA adapters are not supported yet",
+    "mm_processor_kwargs": "only text models are served in this version",
+}
 
 
 class Offline:
@@ -33,42 +53,64 @@ class Offline:
         self._codec = codec
         self._seed = seed
         self._ids = itertools.count()
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in UNSUPPORTED:
+            raise AttributeError(f"LLM.{name} is not supported: {UNSUPPORTED[name]}.")
+        raise AttributeError(f"LLM has no attribute {name!r}.")
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: Any = None,
+        priority: Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of these.
 
         One SamplingParams for all, or one a prompt. Raises RequestError before anything runs.
         """
-        items = _prompts(prompts)
+        _refuse("lora_request", lora_request, "LoRA adapters are not supported yet")
+        served = "requests are served in order of arrival"
+        _refuse("priority", [p for p in priority or () if p], served)
+        _refuse("tokenization_kwargs", tokenization_kwargs, "use SamplingParams' own fields")
+        items = read_prompts(prompts)
         params = self._params(sampling_params, len(items))
         collectors = [
             self._collector(prompt, own) for prompt, own in zip(items, params, strict=True)
         ]
-        self._run(collectors, is_shown=use_tqdm)
+        self._run(collectors, use_tqdm)
         return [collector.output() for collector in collectors]
 
     def chat(
         self,
         messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        use_tqdm: bool = True,
-        chat_template_kwargs: dict[str, Any] | None = None,
-        **template_options: Any,
+        use_tqdm: bool | Callable[..., Any] = True,
+        **options: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of a list of them, through the model's template."""
+        """Answer one conversation, or each of a list of them, through the model's template.
+
+        Options, by vLLM's names: chat_template, add_generation_prompt, continue_final_message,
+        tools, chat_template_kwargs, chat_template_content_format. Raises RequestError.
+        """
         several = messages if messages and isinstance(messages[0], list) else [messages]
-        options = {**template_options, **(chat_template_kwargs or {})}
+        fields = _template_options(options)
         prompts: list[Prompt] = []
         for conversation in several:
-            text = self._codec.render_chat(conversation, **options)  # type: ignore[arg-type]
-            prompts.append({"prompt_token_ids": self._codec.encode(text, add_special_tokens=False)})
+            text = self._codec.render_chat(conversation, **fields)  # type: ignore[arg-type]
+            ids = self._codec.encode(text, add_special_tokens=False)
+            prompts.append({"prompt": text, "prompt_token_ids": ids})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def get_tokenizer(self) -> Any:
@@ -77,15 +119,20 @@ class Offline:
     def get_default_sampling_params(self) -> SamplingParams:
         return self._codec.default_sampling_params()
 
-    def get_metrics(self) -> EngineStats:
-        return self._engine.stats()
+    def get_metrics(self) -> list[Metric]:
+        """Counters and gauges of the engine, by vLLM's names."""
+        return snapshot(self._engine.stats())
 
-    def reset_prefix_cache(self) -> None:
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached prefix; True, as in vLLM, when it is done."""
         self._engine.reset_prefix_cache()
+        return True
 
     def close(self) -> None:
-        """Free the device."""
-        self._engine.runner.close()
+        """Free the device; a second call does nothing, a later generate is an error."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._engine.runner.close()
 
     def _params(
         self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
@@ -98,19 +145,24 @@ class Offline:
             raise RequestError(f"{count} prompts but {len(given)} sampling_params.")
         return list(given)
 
-    def _collector(self, prompt: Prompt, params: SamplingParams) -> _Collector:
+    def _collector(self, prompt: Content, params: SamplingParams) -> _Collector:
         name = f"{next(self._ids)}-{secrets.token_hex(4)}"
-        content = _content(prompt)
+        ids = prompt.token_ids
+        content = ids if ids is not None else prompt.text or ""
         index = int(name.split("-")[0])
         seed = (self._seed << 32) + index
         request = self._codec.make_request(name, content, params, seed)
+        request.cache_salt = prompt.cache_salt
         self._engine.scheduler.check(request)
-        return _Collector(self._codec, request, content if isinstance(content, str) else None)
+        return _Collector(self._codec, request, prompt.text)
 
-    def _run(self, collectors: list[_Collector], *, is_shown: bool) -> None:
+    def _run(self, collectors: list[_Collector], use_tqdm: bool | Callable[..., Any]) -> None:
+        if self._is_closed:
+            raise ConfigError("This LLM is closed.", hint="Make another.")
         engine, open_ = self._engine, {c.request.request_id: c for c in collectors}
         queue = list(reversed(collectors))
-        with tqdm(total=len(collectors), desc="Processed prompts", disable=not is_shown) as bar:
+        make = use_tqdm if callable(use_tqdm) else tqdm
+        with make(total=len(collectors), desc="Processed prompts", disable=not use_tqdm) as bar:
             try:
                 while open_:
                     bar.update(self._turn(queue, open_))
@@ -197,21 +249,21 @@ class _Collector:
         return found
 
 
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [list(prompts)]  # type: ignore[arg-type]
-    return list(prompts)  # type: ignore[arg-type]
+def _refuse(name: str, value: object, reason: str) -> None:
+    if value:
+        raise RequestError(f"{name} is not supported: {reason}.", param=name)
 
 
-def _content(prompt: Prompt) -> str | list[int]:
-    if isinstance(prompt, (str, list)):
-        return prompt
-    known = {"prompt", "prompt_token_ids"} & set(prompt)
-    if len(known) != 1 or len(prompt) != 1:
-        raise RequestError(
-            f"A prompt has the keys {sorted(prompt)}; give prompt or prompt_token_ids.",
-            param="prompt",
-        )
-    return next(iter(prompt.values()))  # type: ignore[no-any-return]
+def _template_options(given: dict[str, Any]) -> dict[str, Any]:
+    """What a template is rendered with. Raises RequestError for names that chat does not take."""
+    options = {k: v for k, v in given.items() if v is not None}
+    variables = options.pop("chat_template_kwargs", {})
+    form = options.pop("chat_template_content_format", "auto")
+    if form not in ("auto", "string"):
+        _refuse("chat_template_content_format", form, "the content is text; use auto or string")
+    known = ("chat_template", "add_generation_prompt", "continue_final_message", "tools")
+    for name in options:
+        if name not in known:
+            reason = UNSUPPORTED_CHAT.get(name, f"known are {', '.join(known)}")
+            _refuse(name, True, reason)
+    return {**options, **variables}

@@ -30,6 +30,10 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     lora_request: Any = None
 
+    def finished(self) -> bool:
+        """Whether the sequence has ended."""
+        return self.finish_reason is not None
+
 
 @dataclass(slots=True)
 class RequestOutput:

@@ -1,0 +1,80 @@
+"""The forms of a prompt that vLLM takes, reduced to text or token ids. Raises RequestError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ranvier.core.errors import RequestError
+
+__all__ = ["Content", "Prompt", "read_prompts"]
+
+Prompt = str | Mapping[str, Any] | Sequence[int]
+"""Text, token ids, {"prompt": text}, {"prompt_token_ids": ids}, each with "cache_salt" or not."""
+
+REFUSED = {
+    "multi_modal_data": "only text models are served in this version",
+    "multi_modal_uuids": "only text models are served in this version",
+    "mm_processor_kwargs": "only text models are served in this version",
+    "prompt_embeds": "prompts are text or token ids",
+    "encoder_prompt": "encoder-decoder models are not served",
+    "decoder_prompt": "encoder-decoder models are not served",
+    "type": "use {'prompt': text} or {'prompt_token_ids': ids}",
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one prompt says: its text, or its token ids (with the text they came from, if told)."""
+
+    text: str | None
+    token_ids: list[int] | None
+    cache_salt: str = ""
+
+
+def read_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Content]:
+    """One prompt or several; a flat list of integers is one prompt."""
+    if isinstance(prompts, (str, Mapping)):
+        return [_content(prompts)]
+    if not isinstance(prompts, Sequence):
+        raise _wrong(prompts)
+    if prompts and type(prompts[0]) is int:
+        return [_content(prompts)]  # type: ignore[arg-type]
+    return [_content(prompt) for prompt in prompts]  # type: ignore[arg-type]
+
+
+def _content(prompt: Prompt) -> Content:
+    if isinstance(prompt, str):
+        return Content(prompt, None)
+    if isinstance(prompt, Mapping):
+        return _from_fields(dict(prompt))
+    if isinstance(prompt, (list, tuple)):
+        return Content(None, list(prompt))
+    raise _wrong(prompt)
+
+
+def _from_fields(fields: dict[str, Any]) -> Content:
+    text, ids = fields.pop("prompt", None), fields.pop("prompt_token_ids", None)
+    salt = fields.pop("cache_salt", None)
+    for name, value in fields.items():
+        if name in REFUSED and value is None:
+            continue
+        reason = REFUSED.get(name, "known are prompt, prompt_token_ids and cache_salt")
+        raise RequestError(f"A prompt's field {name!r} is not supported: {reason}.", param=name)
+    if text is None and ids is None:
+        raise RequestError("A prompt needs prompt or prompt_token_ids.", param="prompt")
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"prompt must be text, is {type(text).__name__}.", param="prompt")
+    if ids is not None and (isinstance(ids, str) or not isinstance(ids, Sequence)):
+        raise RequestError("prompt_token_ids must be a list of ids.", param="prompt_token_ids")
+    if salt is not None and not isinstance(salt, str):
+        raise RequestError("cache_salt must be text.", param="cache_salt")
+    return Content(text, None if ids is None else list(ids), salt or "")
+
+
+def _wrong(prompt: object) -> RequestError:
+    return RequestError(
+        f"A prompt is text, a list of token ids or a dict; got {type(prompt).__name__}.",
+        param="prompt",
+    )
