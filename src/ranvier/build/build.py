@@ -6,6 +6,7 @@ Parallel over programs, locked between processes, resumable; a key that exists i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -28,7 +29,7 @@ from ranvier.models.spec import DecoderSpec
 from ranvier.native import library
 from ranvier.runtime.compat import serialize
 from ranvier.runtime.device import describe
-from ranvier.targets.table import Target
+from ranvier.targets.table import Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
 
 __all__ = ["artifact_key", "build_artifact"]
@@ -93,7 +94,8 @@ def _build(
     table = programs(spec, sizes)
     missing = [p for p in table if not writer.reuse_program(ProgramEntry.of(p.shape))]
     with ThreadPoolExecutor(WORKERS) as pool:
-        for program, (text, binary) in zip(missing, pool.map(_compile, missing), strict=True):
+        compile_ = functools.partial(_compile, find_target(writer.key.target).platform)
+        for program, (text, binary) in zip(missing, pool.map(compile_, missing), strict=True):
             notice(f"compiled {program.name}")
             writer.add_program(ProgramEntry.of(program.shape), text, binary)
     notice("packing weights")
@@ -105,8 +107,8 @@ def _build(
     return writer.finish(_model(spec, sizes))
 
 
-def _compile(program: Program) -> tuple[bytes, bytes]:
-    lowered = program.lower()
+def _compile(platform: str, program: Program) -> tuple[bytes, bytes]:
+    lowered = program.lower(platform)
     return str(lowered.compiler_ir("stablehlo")).encode(), serialize(lowered.compile())
 
 

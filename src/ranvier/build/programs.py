@@ -48,9 +48,13 @@ class Program:
     def name(self) -> str:
         return self.shape.name
 
-    def lower(self) -> Any:
-        """Trace and lower; the state (argument 1) is donated, unused arguments are kept."""
-        return jax.jit(self.function, donate_argnums=1, keep_unused=True).lower(*self.arguments)
+    def lower(self, platform: str) -> Any:
+        """Trace and lower for a platform, which need not be here.
+
+        The state (argument 1) is donated; unused arguments are kept.
+        """
+        jitted = jax.jit(self.function, donate_argnums=1, keep_unused=True)
+        return jitted.trace(*self.arguments).lower(lowering_platforms=(platform,))
 
 
 def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:

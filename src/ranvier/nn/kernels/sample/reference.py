@@ -1,7 +1,8 @@
-"""Sampling in plain JAX: no sort, no generator, no variadic reduce.
+"""Sampling in plain JAX, within the rules of targets/neuron: no sort, no cumulative sum, no
+generator, no variadic reduce, every loop of a fixed count.
 
 Thresholds of top-k and top-p are found by bisection over the order-preserving integer form of the
-logits: 32 exact halvings, all shapes static.
+logits: 32 exact halvings. The draw is a bisection over ids: the first whose prefix holds the mass.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ def _edit(logits_RV: Array, get: dict[str, Array], edits_RP3: Array) -> Array:
 
 
 def _allow(logits_RV: Array, get: dict[str, Array], allowed_RW: Array) -> Array:
-    ids_V = jnp.arange(logits_RV.shape[1], dtype=jnp.int32)
-    words_RV = allowed_RW.at[:, ids_V >> 5].get(mode="promise_in_bounds")
-    bits_RV = lax.shift_right_logical(words_RV, jnp.broadcast_to(ids_V & 31, words_RV.shape)) & 1
+    rows, vocab = logits_RV.shape
+    words = jnp.broadcast_to(allowed_RW[:, :, None], (*allowed_RW.shape, 32))
+    shifts = jnp.broadcast_to(jnp.arange(32, dtype=jnp.int32), words.shape)
+    bits_RV = (lax.shift_right_logical(words, shifts) & 1).reshape(rows, -1)[:, :vocab]
     is_free_RV = (bits_RV > 0) | ((get["flags"] & 1) == 0)[:, None]
     return jnp.maximum(jnp.where(is_free_RV, logits_RV, NEG), NEG)
 
@@ -122,13 +124,30 @@ def _draw(logits_RV: Array, get: dict[str, Array]) -> Array:
     need_R = jnp.minimum(get["top_p"], 1.0) * jnp.sum(mass_RV, axis=1)
     by_mass = keys_RV >= _threshold(keys_RV, mass_RV, need_R)[:, None]
     is_kept &= by_mass | (get["top_p"] >= 1.0)[:, None]
-    cumulative = jnp.cumsum(jnp.where(is_kept, weight_RV, 0.0), axis=1)
-    goal_R1 = get["uniform"][:, None] * cumulative[:, -1:]
-    ids_V = jnp.arange(logits_RV.shape[1], dtype=jnp.int32)
-    is_past = is_kept & (cumulative > goal_R1)
-    first_R = jnp.min(jnp.where(is_past, ids_V[None, :], 2**31 - 1), axis=1)
-    last_R = jnp.max(jnp.where(is_kept, ids_V[None, :], 0), axis=1)
-    return jnp.minimum(first_R, last_R)
+    return _first_past(jnp.where(is_kept, weight_RV, 0.0), get["uniform"])
+
+
+def _first_past(mass_RV: Array, share_R: Array) -> Array:
+    """The first id whose prefix holds more than `share` of the mass, per row; never one of mass 0.
+
+    A sum over a prefix is the same tree with more terms set to zero, so it grows with the prefix in
+    floating point too, and the bisection is exact.
+    """
+    rows, vocab = mass_RV.shape
+    ids_V = jnp.arange(vocab, dtype=jnp.int32)
+    goal_R = share_R * jnp.sum(mass_RV, axis=1)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) >> 1
+        prefix = jnp.sum(jnp.where(ids_V[None, :] <= middle[:, None], mass_RV, 0.0), axis=1)
+        is_past = prefix > goal_R
+        return jnp.where(is_past, low, middle + 1), jnp.where(is_past, middle, high)
+
+    last_R = jnp.max(jnp.where(mass_RV > 0, ids_V[None, :], 0), axis=1)
+    start = (jnp.zeros((rows,), jnp.int32), last_R)
+    found: Array = lax.fori_loop(0, max(vocab - 1, 1).bit_length(), halve, start)[1]
+    return found
 
 
 def _pack(raw_RV: Array, token_R: Array, top_count: int) -> Array:
