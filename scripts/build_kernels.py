@@ -1,6 +1,8 @@
 """Compile csrc/ into one shared library: a hatch build hook, and a script to run by hand.
 
 Without a C++ compiler it says so and builds nothing: the programs then use the reference kernels.
+RANVIER_TARGET_DEVICE (or VLLM_TARGET_DEVICE) says what an install is for: cpu (default), cuda or
+neuron. For neuron no kernels are compiled: the device runs programs, the host only prepares them.
 """
 
 from __future__ import annotations
@@ -8,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,15 +49,51 @@ ISA_FLAGS = {
 """`x_vector.cc` is compiled once for each of the first four, `x_amx.cc` for the last."""
 
 
+TARGETS = {
+    "cpu": "",
+    "cuda": "pip install 'ranvier[cuda]'",
+    "neuron": "pip install 'ranvier[neuron]' "
+    "--extra-index-url https://pip.repos.neuron.amazonaws.com",
+}
+"""What an install may be for, and the extra that completes it."""
+GLIBC_MIN = 17
+"""The oldest glibc (2.17) that a manylinux tag names."""
+
+
 class CustomBuildHook(BuildHookInterface):
     """Builds the library before the wheel (or the editable install) is made."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         del version
-        if build():
+        target = target_device(os.environ)
+        if TARGETS[target]:
+            print(f"ranvier: for {target}: {TARGETS[target]}", file=sys.stderr)
+        if target != "neuron":
+            build()
+        if LIBRARY.is_file():
             build_data["pure_python"] = False
             build_data["infer_tag"] = False
+            build_data["tag"] = f"py3-none-{platform_tag(LIBRARY.read_bytes())}"
             build_data["artifacts"].append("src/ranvier/native/*.so")
+
+
+def target_device(environment: Mapping[str, str]) -> str:
+    """What this install is for. Raises ValueError for an unknown device."""
+    for name in ("RANVIER_TARGET_DEVICE", "VLLM_TARGET_DEVICE"):
+        value = environment.get(name, "").lower()
+        if value and value not in TARGETS:
+            raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(TARGETS)}.")
+        if value:
+            return value
+    return "cpu"
+
+
+def platform_tag(library: bytes) -> str:
+    """The wheel's platform: any Linux whose glibc has every symbol that the library asks for."""
+    minors = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", library)]
+    if platform.system() != "Linux" or not minors:
+        return re.sub(r"[-.]", "_", sysconfig.get_platform())
+    return f"manylinux_2_{max(GLIBC_MIN, *minors)}_{platform.machine()}"
 
 
 def build() -> bool:
@@ -84,6 +124,7 @@ def build() -> bool:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(one, _jobs(sources)))
     temporary = LIBRARY.with_suffix(".tmp")
+    # The C++ runtime stays outside: put in, it asks for a newer glibc than Ubuntu 22.04 has.
     subprocess.run([compiler, "-shared", "-o", str(temporary), *parts, "-lpthread"], check=True)
     temporary.replace(LIBRARY)
     return True

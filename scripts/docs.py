@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ranvier.targets.neuron import errors
 from ranvier.targets.neuron.config.field import Derived, Field
 from ranvier.targets.neuron.config.rules import PLUGIN_RULES, RULES, Rule
 from ranvier.targets.neuron.config.table import GROUPS
@@ -60,7 +61,30 @@ def neuron_config_nested() -> str:
     return "\n".join(lines) + "\n"
 
 
+def neuron_troubleshooting() -> str:
+    """docs/neuron/troubleshooting.md: what the codes of compiler and runtime mean."""
+    return "\n".join(
+        [
+            "# Troubleshooting by error code", "", NOTE, "",
+            "`ranvier doctor` checks a machine, `ranvier plan` sizes before compiling. A failing "
+            "compile prints the",
+            "lines of this table that match its output. From AWS's documentation and public "
+            "issues; not seen on hardware",
+            "by us.", "", "## Before anything else", "",
+            "| what you see | what to do |", "|---|---|",
+            "| no `/dev/neuron0`, no permission on it, `neuron-ls` fails | "
+            "`ranvier doctor --target neuron` names the fix |",
+            "| it does not fit, or you do not know | `ranvier plan MODEL --instance NAME` |",
+            "| it compiles at every start | name one folder with `--artifacts` and start with "
+            "`--require-artifacts`: the differing fields are printed |",
+            "| answers look wrong | `ranvier accuracy MODEL --reference FILE` |",
+            "", "## Codes", "", errors.markdown().rstrip(),
+        ]
+    ) + "\n"  # fmt: skip
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/neuron/troubleshooting.md": neuron_troubleshooting,
     "docs/neuron-config-nested.md": neuron_config_nested,
     "docs/neuron-config.md": neuron_config,
 }

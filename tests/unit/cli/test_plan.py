@@ -114,7 +114,7 @@ def test_plot_draws_a_picture(capsys, tmp_path):
 
 def test_plot_without_matplotlib_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'ranvier[plot]'" in failed(capsys, LLAMA_8B, "--plot", "plan.png")
+    assert "pip install 'ranvier[bench]'" in failed(capsys, LLAMA_8B, "--plot", "plan.png")
 
 
 @pytest.mark.parametrize(

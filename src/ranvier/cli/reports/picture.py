@@ -33,7 +33,7 @@ def require_matplotlib() -> Any:
     except ImportError:
         raise ConfigError(
             "--plot needs matplotlib, which is not installed.",
-            hint="pip install 'ranvier[plot]'",
+            hint="pip install 'ranvier[bench]'",
         ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
