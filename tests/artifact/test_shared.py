@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ranvier.artifact.read import read_manifest, verify
+from ranvier.cli import settings
 from ranvier.cli.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 from ranvier.core.errors import ArtifactError
@@ -88,3 +89,34 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(artifact, tmp_path):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         (fault,) = verify(copy)
         assert "manifest.json" in fault
+
+
+def test_a_damaged_manifest_is_told_and_built_again(tiny_options, artifact, tmp_path, capsys):
+    shutil.copytree(artifact, tmp_path / artifact.name)
+    path = tmp_path / artifact.name / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"vocab_size":160', b'"vocab_size":161'))
+    options = {**tiny_options, "artifacts": str(tmp_path)}
+    with pytest.raises(ArtifactError, match="no artifact") as error:
+        ensure_artifact(parse_options({**options, "require_artifacts": True}))
+    assert "manifest.json: was changed" in error.value.hint
+    built = ensure_artifact(parse_options(options))
+    assert "artifact miss" in capsys.readouterr().err
+    assert verify(built) == []
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tiny_options, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = {**tiny_options, "artifacts": str(tmp_path / "file" / "deep")}
+    with pytest.raises(ArtifactError, match="nothing can be written there"):
+        ensure_artifact(parse_options(options))
+
+
+def test_a_miss_in_a_read_only_place_is_explained(unnamed, artifact, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NEURON_COMPILED_ARTIFACTS", str(artifact.parent))
+    monkeypatch.setenv("RANVIER_CACHE_ROOT", str(tmp_path))
+    monkeypatch.setattr(settings, "is_writable", lambda folder: folder != artifact.parent)
+    built = ensure_artifact(parse_options({**unnamed, "max_num_seqs": 2}))
+    assert tmp_path in built.parents
+    told = capsys.readouterr().err
+    assert f"{artifact.parent} can't be written to" in told
+    assert "artifact miss: max_num_seqs: 2, there 4" in told

@@ -68,3 +68,19 @@ def test_listed_buckets_are_the_programs(bare, monkeypatch):
     folder = ensure_artifact(parse_options({**bare, "override_neuron_config": override}))
     names = [program.name for program in read_manifest(folder).programs]
     assert names == ["step.t4", "step.t32"]
+
+
+def test_listed_buckets_are_the_prefill_and_decode_programs(llm, bare):
+    lists = {
+        "context_encoding_buckets": [16, 32], "token_generation_batches": [4],
+        "token_generation_buckets": [64],
+    }  # fmt: skip
+    override = {**SAME, **lists}
+    other = LLM(**bare, program_family="unragged", override_neuron_config=override)
+    names = [program.name for program in other._engine.runner.info.programs]
+    assert names == [
+        "prefill.t16.c64", "prefill.t16.c128", "prefill.t32.c64", "prefill.t32.c128",
+        "decode.r4.c64", "decode.r4.c128",
+    ]  # fmt: skip
+    params = SamplingParams(temperature=0, max_tokens=8)
+    assert tokens(other, params) == tokens(llm, params)

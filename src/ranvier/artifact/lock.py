@@ -13,15 +13,26 @@ from typing import IO
 
 from ranvier.artifact.manifest import ArtifactKey
 from ranvier.artifact.read import MANIFEST
+from ranvier.core.errors import ArtifactError
 
 __all__ = ["free_to_remove", "hold", "locked"]
 
 
 @contextmanager
 def locked(root: Path, key: ArtifactKey, notice: Callable[[str], None]) -> Iterator[None]:
-    """Hold the key's lock between processes; says so when another holds it."""
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock_path(root, key.name).open("a+") as file:
+    """Hold the key's lock between processes; says so when another holds it.
+
+    Raises ArtifactError where nothing can be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _lock_path(root, key.name).open("a+")
+    except OSError as error:
+        raise ArtifactError(
+            f"{root}: nothing can be written there: {error.strerror}.",
+            hint="Name another folder with --artifacts, or build where it is writable.",
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,24 +88,28 @@ def verify(folder: Path) -> list[str]:
 def find(root: Path, key: ArtifactKey) -> Path | None:
     """The finished artifact of a key under `root`, if it is there and its manifest says so."""
     folder = root / key.name
-    if not (folder / MANIFEST).is_file():
+    try:
+        return folder if read_manifest(folder).key == key else None
+    except ArtifactError:
         return None
-    manifest = read_manifest(folder)
-    return folder if manifest.key == key else None
 
 
-def describe_miss(root: Path, key: ArtifactKey) -> list[str]:
-    """In which fields the nearest artifact under `root` differs."""
+def describe_miss(roots: Sequence[Path], key: ArtifactKey) -> list[str]:
+    """Why no artifact of a key is usable: its damage, or where the nearest differs."""
     nearest: dict[str, tuple[object, object]] | None = None
-    for path in sorted(root.glob(f"*/{MANIFEST}")) if root.is_dir() else ():
+    damage = []
+    for path in [p for root in roots for p in sorted(root.glob(f"*/{MANIFEST}"))]:
         try:
             other = read_manifest(path.parent).key
-        except ArtifactError:
+        except ArtifactError as error:
+            if path.parent.name == key.name:
+                damage.append(error.message)
             continue
         found = differing(key, other)
         if nearest is None or len(found) < len(nearest):
             nearest = found
-    return [f"{name}: {new!r}, there {old!r}" for name, (new, old) in (nearest or {}).items()]
+    fields = [f"{name}: {new!r}, there {old!r}" for name, (new, old) in (nearest or {}).items()]
+    return damage or fields
 
 
 def _hash_job(path: Path, entry: FileEntry, pool: ThreadPoolExecutor) -> list[Future[bytes]]:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
 
 
 def build_artifact(
-    root: Path,
+    roots: Sequence[Path],
     key: ArtifactKey,
     checkpoint: Checkpoint,
     spec: DecoderSpec,
@@ -69,15 +69,19 @@ def build_artifact(
     *,
     is_required: bool = False,
 ) -> Path:
-    """The artifact's folder, built if it is not there. Raises ArtifactError when required."""
+    """The artifact's folder in the first root, built if it is not there.
+
+    The other roots are looked at for what differs. Raises ArtifactError when required.
+    """
+    root = roots[0]
     found = find(root, key)
     if found is not None:
         return found
-    differences = describe_miss(root, key)
+    differences = describe_miss(roots, key)
     if is_required:
         raise ArtifactError(
-            f"{root}: no artifact {key.name} for these options.",
-            hint="Differing fields of the nearest: " + ("; ".join(differences) or "there is none"),
+            f"{', '.join(map(str, roots))}: no artifact {key.name} for these options.",
+            hint="What differs, of the nearest: " + ("; ".join(differences) or "there is none"),
         )
     for line in differences:
         notice(f"artifact miss: {line}")

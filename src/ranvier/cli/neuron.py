@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ranvier.core.buckets import BucketRequest
-from ranvier.targets.neuron.config.nxdi import NxdiFolder, read_nxdi
+from ranvier.core.errors import CheckpointError
+from ranvier.targets.neuron.config.nxdi import REFUSAL, NxdiFolder, is_nxdi, read_nxdi
 from ranvier.targets.neuron.config.read import merge
 from ranvier.targets.neuron.config.translate import translate
 
-__all__ = ["apply_neuron", "bucket_request", "equivalent_command"]
+__all__ = [
+    "apply_neuron", "bucket_request", "equivalent_command", "explain_nxdi_root",
+    "refuse_nxdi_model",
+]  # fmt: skip
 
 OWN = ("override_neuron_config", "additional_config", "from_nxdi")
 
@@ -49,6 +54,29 @@ def bucket_request(
     return translate(additional, override, {}, listed).buckets
 
 
+def refuse_nxdi_model(path: Path) -> None:
+    """Raise CheckpointError for a folder compiled by NxD Inference that holds no checkpoint."""
+    if not is_nxdi(path) or (path / "config.json").is_file():
+        return
+    folder = read_nxdi(path)
+    model = folder.model or "MODEL"
+    raise CheckpointError(
+        f"{path} was compiled by NxD Inference and holds no checkpoint: {REFUSAL}.",
+        hint=f"Name the model that it was made of, and --from-nxdi {path}; its settings are: "
+        f"{equivalent_command(folder, model)}",
+    )
+
+
+def explain_nxdi_root(root: Path, model: str) -> list[str]:
+    """What to tell of an artifact folder that holds a build of NxD Inference."""
+    if not is_nxdi(root):
+        return []
+    return [
+        f"{root} holds a build of NxD Inference, which is left as it is: {REFUSAL}",
+        f"its settings are: {equivalent_command(read_nxdi(root), model)}",
+    ]
+
+
 def equivalent_command(folder: NxdiFolder, model: str) -> str:
     """The command line that asks Ranvier for what an NxD Inference folder was compiled for."""
     words = ["ranvier", "serve", model]
@@ -59,5 +87,5 @@ def equivalent_command(folder: NxdiFolder, model: str) -> str:
         else:
             words += [f"--{flag}", str(value)]
     if folder.override:
-        words += ["--override-neuron-config", f"'{json.dumps(folder.override)}'"]
-    return " ".join(words)
+        words += ["--override-neuron-config", json.dumps(folder.override)]
+    return shlex.join(words)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ranvier.cli.neuron import explain_nxdi_root, refuse_nxdi_model
 from ranvier.cli.settings import (
     Options,
     artifact_roots,
@@ -145,8 +146,12 @@ def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
         if (found := find(root, key)) not in (None, damaged):
             assert found is not None
             return found
+    for line in explain_nxdi_root(roots[-1], options.model):
+        say(line)
+    if len(roots) > 1:
+        say(f"{roots[1]} can't be written to: what is missing there goes to {roots[0]}")
     return build_artifact(
-        roots[0], key, checkpoint, planned.spec, planned.sizes, say,
+        roots, key, checkpoint, planned.spec, planned.sizes, say,
         is_required=options.require_artifacts,
     )  # fmt: skip
 
@@ -203,6 +208,7 @@ def locate(model: str, revision: str | None = None, download_dir: str | None = N
 
     path = Path(model).expanduser()
     if path.exists():
+        refuse_nxdi_model(path)
         return path
     if model in DEMOS:
         return fetch_demo(model, cache_folder() / "models", say)

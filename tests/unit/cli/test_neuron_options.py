@@ -7,9 +7,15 @@ import json
 import pytest
 
 from ranvier.cli.flags import Parser, add_engine_arguments, engine_options
-from ranvier.cli.neuron import apply_neuron, bucket_request, equivalent_command
+from ranvier.cli.neuron import (
+    apply_neuron,
+    bucket_request,
+    equivalent_command,
+    explain_nxdi_root,
+)
 from ranvier.cli.settings import bucket_lists, parse_options
-from ranvier.core.errors import ConfigError
+from ranvier.cli.wire import locate
+from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.targets.neuron.config.nxdi import read_nxdi
 
 
@@ -94,6 +100,21 @@ def test_from_nxdi_sets_defaults_and_prints_the_same_command(nxdi):
     )
     assert command in lines[0]
     assert "quantized = True" in lines[1]
+
+
+def test_a_compiled_folder_given_as_the_model_is_explained(nxdi):
+    with pytest.raises(CheckpointError, match="model.pt is a TorchScript archive") as error:
+        locate(str(nxdi))
+    assert f"--from-nxdi {nxdi}" in error.value.hint
+    assert "--max-model-len 256 --max-num-seqs 4" in error.value.hint
+    (nxdi / "config.json").write_text("{}")
+    assert locate(str(nxdi)) == nxdi
+
+
+def test_a_compiled_folder_given_as_artifacts_is_explained(nxdi, tmp_path_factory):
+    first, second = explain_nxdi_root(nxdi, "m")
+    assert "left as it is" in first and "ranvier serve m --max-model-len 256" in second
+    assert explain_nxdi_root(tmp_path_factory.mktemp("none"), "m") == []
 
 
 def test_given_options_win_over_from_nxdi(nxdi):

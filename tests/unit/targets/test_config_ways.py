@@ -43,7 +43,7 @@ def test_every_plain_mapping():
         {
             "batch_size": 4, "tkg_batch_size": 4, "seq_len": 256, "max_context_length": 128,
             "torch_dtype": "torch.bfloat16", "pa_block_size": 32, "pa_num_blocks": 40,
-            "is_prefix_caching": False, "async_mode": True, "tp_degree": 1,
+            "is_prefix_caching": False, "async_mode": True, "tp_degree": 1, "target": "trn2",
         },
         {},
         {},
@@ -52,6 +52,7 @@ def test_every_plain_mapping():
         "max_num_seqs": 4, "max_model_len": 256, "max_num_batched_tokens": 128,
         "dtype": "bfloat16", "block_size": 32, "num_gpu_blocks_override": 40,
         "enable_prefix_caching": False, "async_scheduling": True, "tensor_parallel_size": 1,
+        "target": "neuron-trn2",
     }  # fmt: skip
 
 

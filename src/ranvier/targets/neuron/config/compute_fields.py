@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ranvier.targets.neuron.config.field import Derived, Field, refused, satisfied
+from ranvier.targets.neuron.config.field import Derived, Field, honoured, refused, satisfied
 
 __all__ = ["COMPILER", "DEBUG", "KERNELS", "WEIGHTS"]
 
@@ -68,7 +68,7 @@ COMPILER: tuple[Field, ...] = (
     satisfied("lm_head_pad_alignment_size", "int", 1, "the head is padded as the kernels need"),
     refused("cc_pipeline_tiling_factor", "int", 2, _FLAG, (1,)),
     refused("seq_len_threshold_for_cc_tiling", "int", 16384, _FLAG),
-    refused("target", "str", None, _FLAG),
+    honoured("target", "str", None, "target", "trn2 is the target neuron-trn2, and so on"),
     refused("scratchpad_page_size", "int", None, _FLAG),
     refused("dma_order_config", "any", None, _FLAG),
     refused("enable_spill_reload_dge", "bool", False, _FLAG),

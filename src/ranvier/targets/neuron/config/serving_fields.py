@@ -9,7 +9,7 @@ __all__ = ["BUCKETING", "CACHE", "CHUNKED_PREFILL", "DTYPE", "SAMPLING", "SAMPLI
 _BATCH = Derived("batch_size")
 _LENGTH = Derived("seq_len")
 _KV_TYPE = "a quantised KV cache is not supported yet"
-_BLOCKS = "the KV cache is in blocks always, and the kernels of the target choose its layout"
+_BLOCKS = "the kernels of the target choose how a block is laid out"
 
 SHAPE: tuple[Field, ...] = (
     honoured("batch_size", "count", 1, "max_num_seqs", "sequences that run at once"),
@@ -17,7 +17,7 @@ SHAPE: tuple[Field, ...] = (
     honoured("tkg_batch_size", "count", _BATCH, "max_num_seqs", "as batch_size"),
     satisfied(
         "ctx_batch_size", "count", _BATCH,
-        "a step takes any mix of prefill chunks and decode rows; no prefill batch is compiled",
+        "a step takes any mix of prefill and decode, or prefills one sequence at a time",
     ),
     satisfied(
         "kv_cache_batch_size", "count", _BATCH,
@@ -114,7 +114,10 @@ CACHE: tuple[Field, ...] = (
         "async_mode", "bool", False, "async_scheduling",
         "the next step is planned and launched before the result of the last is read",
     ),
-    satisfied("is_block_kv_layout", "bool", False, "the KV cache is in blocks always"),
+    satisfied(
+        "is_block_kv_layout", "bool", False,
+        "the KV cache is in blocks unless --kv-layout contiguous asks for regions",
+    ),
     honoured(
         "pa_num_blocks", "count", _BATCH, "num_gpu_blocks_override",
         "KV blocks; one more is added for padding",
