@@ -6,7 +6,6 @@ Pure arithmetic over the model's counts, the catalogue and the bucket choice. No
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -152,11 +151,6 @@ def plan_machine(wish: Wish, machine: Machine, speed: Speed) -> Plan:
     if wish.tensor_parallel not in (None, 1):
         raise ConfigError(f"tensor_parallel_size={wish.tensor_parallel}: the CPU target has one.")
     model, own = wish.model, wish.sizes
-    each = math.ceil(own.max_model_len / own.block_tokens)
-    if own.block_count is None:
-        # As serving does: every sequence at half the length, at least one whole.
-        half = math.ceil(each * own.max_num_seqs / 2)
-        own = dataclasses.replace(own, block_count=max(half, each) + 1)
     buckets = BucketSet(tokens=token_buckets(own.max_num_seqs, own.max_num_batched_tokens))
     memory = fit_machine(model, own, machine.available_bytes)
     table = memory.bytes_of("weights: embedding") if model.elements("head") else 0

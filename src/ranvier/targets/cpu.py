@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ranvier.targets.host_memory import RESERVE_BYTES
 from ranvier.targets.neuron.memory import MemoryReport, MemoryRow
 from ranvier.targets.numbers import MemorySizes, ModelNumbers, dtype_bytes
 from ranvier.targets.system import System
@@ -16,8 +17,6 @@ FEATURES = (
     "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve",
 )  # fmt: skip
 """Processor flags that a kernel is chosen by, x86's and ARM's."""
-RUNTIME_BYTES = 600 * 2**20
-"""Allowance: Python, JAX, XLA and the tokenizer of a serving process."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def fit_machine(model: ModelNumbers, sizes: MemorySizes, available_bytes: int) -
     table += [
         MemoryRow("kv cache", cache, text),
         MemoryRow("activations", step, "tokens x (2 hidden + 3 intermediate) x 4 B + logits"),
-        MemoryRow("runtime", RUNTIME_BYTES, "600 MiB (allowance)"),
+        MemoryRow("runtime", RESERVE_BYTES, "512 MiB (allowance)"),
     ]
     total = sum(row.bytes for row in table)
     problems = []

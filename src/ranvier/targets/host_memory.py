@@ -14,6 +14,7 @@ from pathlib import Path
 from ranvier.core.errors import TargetError
 
 __all__ = [
+    "RESERVE_BYTES",
     "HostMemory",
     "MemoryNeed",
     "check_fit",

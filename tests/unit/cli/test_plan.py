@@ -89,10 +89,20 @@ def test_draft_and_adapters_are_in_the_table(capsys):
     assert {"lora slots", "draft weights", "draft kv cache"} <= kinds
 
 
+def test_blocks_are_those_that_serving_makes(capsys):
+    _, plan = planned(capsys, LLAMA_8B, "--instance", "trn2.48xlarge", "-tp", "8")
+    rows = {row["kind"]: row["formula"] for row in plan["memory"]["rows"]}
+    assert "x 2049 blocks x" in rows["kv cache"]
+    given = ["--num-gpu-blocks-override", "500"]
+    _, plan = planned(capsys, LLAMA_8B, "--instance", "trn2.48xlarge", "-tp", "8", *given)
+    rows = {row["kind"]: row["formula"] for row in plan["memory"]["rows"]}
+    assert "x 501 blocks x" in rows["kv cache"]
+
+
 def test_text_names_formula_and_says_what_is_unproven(capsys):
     assert main(["plan", LLAMA_8B, "--instance", "trn2.48xlarge", "-tp", "8"]) == 0
     text = capsys.readouterr().out
-    assert "2 x 32 layers x 4097 blocks x 32 tokens x 1 heads x 128 x 2 B" in text
+    assert "2 x 32 layers x 2049 blocks x 32 tokens x 1 heads x 128 x 2 B" in text
     assert "nothing here was measured on Neuron hardware" in text
 
 

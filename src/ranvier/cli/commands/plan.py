@@ -6,13 +6,14 @@ Nothing is compiled and no device is touched; a config.json is enough.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ranvier.cli.values import parse_size
-from ranvier.core.errors import CheckpointError, ConfigError
+from ranvier.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ranvier.build.plan import Plan, Wish
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("max-num-seqs", 32, "sequences at once"),
         ("max-num-batched-tokens", 1024, "tokens of one prefill step"),
         ("block-size", 32, "tokens of one KV block"),
-        ("num-gpu-blocks-override", None, "KV blocks; default: every sequence at full length"),
+        ("num-gpu-blocks-override", None, "KV blocks; default: half the full length a sequence"),
         ("max-loras", 0, "adapter slots"),
         ("max-lora-rank", 16, "largest adapter rank"),
         ("programs-max", 32, "programs of one artifact, at most"),
@@ -87,6 +88,7 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
 
 def _wish(given: argparse.Namespace) -> Wish:
     from ranvier.build.plan import Wish
+    from ranvier.targets.host_memory import default_blocks
     from ranvier.targets.numbers import MemorySizes
 
     model = _numbers(given.model)
@@ -96,13 +98,17 @@ def _wish(given: argparse.Namespace) -> Wish:
             f"max_model_len={length} is above the model's own {model.model_len_max}.",
             hint="Lower --max-model-len.",
         )
+    # As serving does: --num-gpu-blocks-override does not count the garbage block.
+    blocks = default_blocks(length, max(given.max_num_seqs, 1), max(given.block_size, 1))
+    if given.num_gpu_blocks_override:
+        blocks = given.num_gpu_blocks_override + 1
     wide = "float32" if given.dtype == "float32" else "bfloat16"
     sizes = MemorySizes(
         max_model_len=length,
         max_num_seqs=given.max_num_seqs,
         max_num_batched_tokens=given.max_num_batched_tokens,
         block_tokens=given.block_size,
-        block_count=given.num_gpu_blocks_override,
+        block_count=blocks,
         dtype=given.dtype,
         kv_dtype=wide if given.kv_cache_dtype == "auto" else given.kv_cache_dtype,
         lora_slots=given.max_loras,
@@ -171,10 +177,11 @@ def _this_machine(wish: Wish) -> Plan:
     from ranvier.build.plan import plan_machine
     from ranvier.cli.settings import machine_variables
     from ranvier.targets.cpu import machine
+    from ranvier.targets.host_memory import host_memory
     from ranvier.targets.speed import measure_speed
     from ranvier.targets.system import RealSystem
 
     found = machine(RealSystem(machine_variables()))
-    if not found.available_bytes:
-        raise CheckpointError("/proc/meminfo does not tell how much memory is available.")
+    # Control groups bound it, in a container.
+    found = dataclasses.replace(found, available_bytes=host_memory().available_bytes)
     return plan_machine(wish, found, measure_speed())

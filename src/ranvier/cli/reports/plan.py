@@ -151,7 +151,7 @@ def _single(plan: Plan) -> str:
     if plan.degrees:
         parts.append(_degrees(plan))
     lengths = ", ".join(f"{length} x {seqs}" for seqs, length in plan.largest.items())
-    parts.append(f"largest max_model_len x max_num_seqs: {lengths}")
+    parts.append(f"largest max_model_len x max_num_seqs, all at full length at once: {lengths}")
     parts += [_buckets(plan), _floors(plan)]
     return "\n\n".join(parts)
 
