@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from ranvier.artifact.manifest import canonical
 from ranvier.artifact.read import read_manifest, verify
 from ranvier.cli import settings
 from ranvier.cli.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
+from ranvier.core.buckets import BucketSet
 from ranvier.core.errors import ArtifactError
+from ranvier.runtime.load import load_runner
 
 BUILD = (
     "import sys, json; from ranvier.cli.settings import parse_options; "
@@ -120,3 +124,26 @@ def test_a_miss_in_a_read_only_place_is_explained(unnamed, artifact, tmp_path, m
     told = capsys.readouterr().err
     assert f"{artifact.parent} can't be written to" in told
     assert "artifact miss: max_num_seqs: 2, there 4" in told
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_num_seqs": 64}, "No program takes a decode step of 64 tokens"),
+        ({"buckets": BucketSet()}, "The bucket set is empty"),
+        ({"buckets": BucketSet(tokens=(2, 32))}, "has no binary of step.t2"),
+        (
+            {"buckets": BucketSet(prefill_tokens=(32,), decode_rows=(4,), contexts=(64,))},
+            "No program takes a context of 128 tokens",
+        ),
+    ],
+)
+def test_an_artifact_with_a_gap_is_not_loaded(artifact, tmp_path, changed, message):
+    manifest = read_manifest(artifact)
+    key = msgspec.structs.replace(manifest.key, **changed)
+    folder = tmp_path / key.name
+    shutil.copytree(artifact, folder)
+    changed_manifest = msgspec.structs.replace(manifest, key=key).signed()
+    (folder / "manifest.json").write_bytes(canonical(changed_manifest))
+    with pytest.raises(ArtifactError, match=message):
+        load_runner(folder, [])

@@ -5,9 +5,15 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranvier.build.buckets import token_buckets
+from ranvier.build.buckets import resolve_ragged, resolve_unragged, token_buckets
 from ranvier.build.traffic import automatic_tokens, automatic_unragged
-from ranvier.core.buckets import BucketLimits, BucketSet, prove_coverage
+from ranvier.core.buckets import (
+    BucketLimits,
+    BucketRequest,
+    BucketSet,
+    Listed,
+    prove_coverage,
+)
 
 
 @st.composite
@@ -48,3 +54,38 @@ def test_every_ragged_step_has_a_program(own, budget, data):
     assert automatic.step(tokens) >= tokens
     assert ladder.step(tokens) >= tokens
     prove_coverage(automatic, own)
+
+
+@st.composite
+def requests(draw, own):
+    def listed(key, largest):
+        sizes = draw(st.none() | st.sets(st.integers(1, largest), min_size=1, max_size=5))
+        return None if sizes is None else Listed(key, tuple(sorted(sizes)))
+
+    return BucketRequest(
+        prefill_tokens=listed("prefill", own.prefill_max),
+        decode_rows=listed("rows", own.max_num_seqs),
+        contexts=listed("contexts", own.max_model_len),
+        prefixes=listed("prefixes", own.max_model_len),
+    )
+
+
+@given(limits(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_listed_buckets_are_kept_and_completed(own, data):
+    asked = data.draw(requests(own))
+    found = resolve_unragged(asked, own).buckets
+    context = data.draw(st.integers(1, own.max_model_len + own.lookahead))
+    tokens = data.draw(st.integers(1, min(own.prefill_max, context)))
+    rows = data.draw(st.integers(1, own.max_num_seqs))
+    assert found.prefill(tokens, context) in found.prefill_programs
+    assert found.decode(rows, context) in found.decode_programs
+    for listed, sizes in (
+        (asked.prefill_tokens, found.prefill_tokens), (asked.decode_rows, found.decode_rows)
+    ):  # fmt: skip
+        assert listed is None or set(listed.sizes) <= set(sizes)
+    if own.max_num_seqs * (1 + own.lookahead) <= own.max_num_batched_tokens:
+        steps = resolve_ragged(asked, own).buckets
+        assert steps.step(min(tokens, own.max_num_batched_tokens)) >= tokens
+        for listed in (asked.prefill_tokens, asked.decode_rows):
+            assert listed is None or set(listed.sizes) <= set(steps.tokens)

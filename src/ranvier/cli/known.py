@@ -150,7 +150,15 @@ ENVIRONMENT: dict[str, tuple[str | None, str]] = {
     "VLLM_PORT": (None, "use --port"),
     "VLLM_CONFIG_ROOT": (None, "use --config FILE"),
     "VLLM_PLUGINS": (None, "plug-ins are not loaded"),
+    "VLLM_NEURON_DISABLE_WARMUP_COMPILE": ("require_artifacts", ""),
+    "VLLM_NEURON_BACKEND": (None, "there is one engine; use --kv-layout for the layout"),
+    "VLLM_NEURON_CPU_COMPILE": (None, "use --target to compile for Neuron"),
+    "VLLM_NEURON_CPU_MODE": (None, "use --device cpu"),
+    "NEURON_ON_DEVICE_SAMPLING_DISABLED": (None, "sampling is on the device, with every parameter"),
+    "NEURON_QUANT_DTYPE": (None, "the checkpoint's own format says it"),
+    "DISABLE_NEURON_CUSTOM_SCHEDULER": (None, "there is one scheduler"),
     "VLLM_NO_USAGE_STATS": (None, "nothing is ever sent"),
     "VLLM_DO_NOT_TRACK": (None, "nothing is ever sent"),
 }
-"""vLLM's variables: the option that each sets (with the unit of its value), or why it has none."""
+"""Variables of vLLM and of its Neuron plug-ins: the option that each sets (with the unit of its
+value), or why it has none."""

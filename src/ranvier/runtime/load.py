@@ -15,7 +15,9 @@ import numpy as np
 from ranvier.artifact.lock import hold
 from ranvier.artifact.manifest import ArrayEntry, Manifest
 from ranvier.artifact.read import check_files, read_manifest
-from ranvier.core.errors import ArtifactError, DamagedArtifact
+from ranvier.core.buckets import BucketLimits, prove_coverage
+from ranvier.core.errors import ArtifactError, ConfigError, DamagedArtifact
+from ranvier.core.program import program_shapes
 from ranvier.core.step import RunnerInfo
 from ranvier.native import library
 from ranvier.runtime.compat import LoadedProgram, deserialize
@@ -41,6 +43,7 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
                 hint=f"Remove {folder} and build it again.",
             )
     info, target = _info(manifest), find_target(manifest.key.target)
+    _prove(folder, manifest)
     device = open_device(target)
     if manifest.model["kernels"] == "cpu" and not library.register():
         raise ArtifactError(
@@ -81,6 +84,29 @@ def _info(manifest: Manifest) -> RunnerInfo:
         edits_max=int(model["edits_max"]),
         kv_layout=key.kv_layout,
     )
+
+
+def _prove(folder: Path, manifest: Manifest) -> None:
+    """Every step within the limits has a program, every program its binary, or ArtifactError."""
+    key = manifest.key
+    sizes = key.buckets.tokens or key.buckets.prefill_tokens or (1,)
+    limits = BucketLimits(
+        max_model_len=key.max_model_len,
+        max_num_seqs=key.max_num_seqs,
+        max_num_batched_tokens=sizes[-1],
+        block_tokens=key.block_tokens,
+    )
+    try:
+        prove_coverage(key.buckets, limits)
+    except ConfigError as error:
+        raise ArtifactError(f"{folder}: {error.message}", hint="Build it again.") from error
+    names = [shape.name for shape in program_shapes(key.buckets, key.max_num_seqs)]
+    missing = [name for name in names if f"programs/{name}.bin" not in manifest.files]
+    if missing:
+        raise ArtifactError(
+            f"{folder}: has no binary of {', '.join(missing)}.",
+            hint="Compile it for this target, or build it again.",
+        )
 
 
 def _program(folder: Path, name: str, device: jax.Device) -> LoadedProgram:

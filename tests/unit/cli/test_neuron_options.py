@@ -13,7 +13,7 @@ from ranvier.cli.neuron import (
     equivalent_command,
     explain_nxdi_root,
 )
-from ranvier.cli.settings import bucket_lists, parse_options
+from ranvier.cli.settings import bucket_lists, environment, parse_options
 from ranvier.cli.wire import locate
 from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.targets.neuron.config.nxdi import read_nxdi
@@ -124,3 +124,9 @@ def test_given_options_win_over_from_nxdi(nxdi):
     own = parsed("--from-nxdi", str(nxdi), "--override-neuron-config", json.dumps(override))
     assert own.max_num_seqs == 2
     assert own.override_neuron_config["context_encoding_buckets"] == [32]
+
+
+def test_variables_of_the_plugins_are_taken_or_announced(capsys):
+    given = {"VLLM_NEURON_DISABLE_WARMUP_COMPILE": "1", "NEURON_QUANT_DTYPE": "s8"}
+    assert environment(["require_artifacts"], given) == {"require_artifacts": "1"}
+    assert "NEURON_QUANT_DTYPE has no effect" in capsys.readouterr().err
