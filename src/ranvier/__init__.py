@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ranvier.version import __version__
 
 if TYPE_CHECKING:
+    from ranvier.cli.cross import compile
     from ranvier.cli.settings import Options as EngineArgs
     from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
@@ -19,6 +20,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "__version__",
+    "compile",
 ]
 
 _LAZY = {
@@ -27,6 +29,7 @@ _LAZY = {
     "LLM": ("ranvier.cli.wire", "LLM"),
     "RequestOutput": ("ranvier.engine.outputs", "RequestOutput"),
     "SamplingParams": ("ranvier.core.sampling", "SamplingParams"),
+    "compile": ("ranvier.cli.cross", "compile"),
 }
 
 

@@ -13,7 +13,7 @@ from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxlib.mlir import ir
 
-from ranvier.build.lint import lint, read_facts
+from ranvier.build.neuron.lint import lint, read_facts
 from ranvier.build.programs import Sizes, programs
 from ranvier.core.buckets import BucketSet
 from ranvier.models.table import resolve

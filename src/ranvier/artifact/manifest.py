@@ -50,6 +50,7 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     kernels: str
     kv_layout: KvLayout
     buckets: BucketSet
+    tensor_parallel: int = 1
 
     @property
     def name(self) -> str:
@@ -74,7 +75,10 @@ class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProgramEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One program: its shape; files are programs/<name>.{stablehlo,bin}."""
+    """One program: its shape; files are programs/<name>.{stablehlo,bin}.
+
+    For Neuron they are programs/<name>.{stablehlo,hlo.pb,neff}.
+    """
 
     name: str
     family: Family
@@ -100,6 +104,10 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     files: dict[str, FileEntry]
     model: dict[str, Any]
     """Numbers that the runtime needs: vocab_size, cache shapes and dtype, limits."""
+    missing: dict[str, str] = {}
+    """Files that could not be made where the artifact was built, and why; empty: it can run."""
+    completed_by: str = ""
+    """The command that makes what is missing."""
     digest: str = ""
     """sha256 of this manifest in canonical JSON with an empty digest."""
 

@@ -28,19 +28,24 @@ from ranvier.artifact.manifest import (
     canonical,
     join_hashes,
 )
-from ranvier.artifact.read import MANIFEST, check_file
+from ranvier.artifact.read import MANIFEST, check_file, read_manifest
 
-__all__ = ["ArtifactWriter", "set_aside"]
+__all__ = ["ArtifactWriter", "amend", "file_entry", "set_aside"]
 
 ALIGN = 4096
 RECORD = "finished.json"
+CHUNK = 2**22
+COMPLETED_BY = "ranvier compile --finish DIR, DIR being this folder"
 
 
 class ArtifactWriter:
     """One build of one key; used within `locked`."""
 
-    def __init__(self, root: Path, key: ArtifactKey) -> None:
+    def __init__(
+        self, root: Path, key: ArtifactKey, suffixes: tuple[str, str] = ("stablehlo", "bin")
+    ) -> None:
         self.key = key
+        self._suffixes = suffixes
         self.folder = root / f"{key.name}.building"
         self.final = root / key.name
         (self.folder / "programs").mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,7 @@ class ArtifactWriter:
 
     def reuse_program(self, program: ProgramEntry) -> bool:
         """Take over a program that an earlier build finished, if its files are whole."""
-        names = _program_files(program.name)
+        names = self._program_files(program.name)
         entries = {name: self._record.get(name) for name in names}
         if any(e is None or check_file(self.folder, n, e) for n, e in entries.items()):
             return False
@@ -60,7 +65,7 @@ class ArtifactWriter:
         return True
 
     def add_program(self, program: ProgramEntry, stablehlo: bytes, binary: bytes) -> None:
-        for name, data in zip(_program_files(program.name), (stablehlo, binary), strict=True):
+        for name, data in zip(self._program_files(program.name), (stablehlo, binary), strict=True):
             self.add_file(name, data)
         self._programs.append(program)
         self._record.update(self._files)
@@ -105,7 +110,7 @@ class ArtifactWriter:
         self._arrays = dict(manifest.arrays)
         self._programs = list(manifest.programs)
 
-    def finish(self, model: dict[str, Any]) -> Path:
+    def finish(self, model: dict[str, Any], missing: dict[str, str] | None = None) -> Path:
         """Write the manifest and rename the folder into place."""
         (self.folder / RECORD).unlink(missing_ok=True)
         manifest = Manifest(
@@ -114,6 +119,8 @@ class ArtifactWriter:
             arrays=dict(sorted(self._arrays.items())),
             files=dict(sorted(self._files.items())),
             model=model,
+            missing=dict(sorted((missing or {}).items())),
+            completed_by=COMPLETED_BY if missing else "",
         )
         self._write(MANIFEST, canonical(manifest.signed()))
         trash = set_aside(self.final)
@@ -121,6 +128,9 @@ class ArtifactWriter:
         shutil.rmtree(trash, ignore_errors=True)
         _sync_folder(self.final.parent)
         return self.final
+
+    def _program_files(self, name: str) -> list[str]:
+        return [f"programs/{name}.{suffix}" for suffix in self._suffixes]
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.folder / name
@@ -151,8 +161,28 @@ def _order(program: ProgramEntry) -> tuple[str, int, int]:
     return program.family, program.tokens, program.context
 
 
-def _program_files(name: str) -> tuple[str, str]:
-    return f"programs/{name}.stablehlo", f"programs/{name}.bin"
+def amend(folder: Path, made: dict[str, FileEntry]) -> None:
+    """Enter files that were missing into a finished artifact's manifest. Needs its lock."""
+    manifest = read_manifest(folder)
+    missing = {name: why for name, why in manifest.missing.items() if name not in made}
+    whole = msgspec.structs.replace(
+        manifest,
+        files=dict(sorted({**manifest.files, **made}.items())),
+        missing=missing,
+        completed_by=manifest.completed_by if missing else "",
+    )
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_bytes(canonical(whole.signed()))
+    os.replace(partial, folder / MANIFEST)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file."""
+    digest = _Digest()
+    with path.open("rb") as file:
+        while part := file.read(CHUNK):
+            digest.update(part)
+    return FileEntry(path.stat().st_size, digest.hex())
 
 
 def _sync_folder(path: Path) -> None:

@@ -5,7 +5,6 @@ Parallel over programs, locked between processes, resumable; a key that exists i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -13,7 +12,6 @@ import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from jaxlib import version as jaxlib_version
 
@@ -23,8 +21,8 @@ from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
 from ranvier.artifact.write import ArtifactWriter
 from ranvier.build.pack import pack_weights
-from ranvier.build.programs import Program, Sizes, cache_shapes, programs
-from ranvier.core.errors import ArtifactError
+from ranvier.build.programs import Program, Sizes, model_numbers, programs
+from ranvier.core.errors import ArtifactError, CheckpointError
 from ranvier.models.spec import DecoderSpec
 from ranvier.native import library
 from ranvier.runtime.compat import serialize
@@ -32,7 +30,7 @@ from ranvier.runtime.device import describe
 from ranvier.targets.table import Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
 
-__all__ = ["artifact_key", "build_artifact"]
+__all__ = ["artifact_key", "build_artifact", "has_weights"]
 
 WORKERS = 2
 SOURCES = ("nn", "models", "build", "native", "core/layout.py")
@@ -44,7 +42,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
     model = json.dumps(checkpoint.config, sort_keys=True, default=str)
     return ArtifactKey(
         model=hashlib.sha256(model.encode()).hexdigest()[:32],
-        weights=checkpoint.revision[:32],
+        weights=weights_revision(checkpoint),
         target=target.name,
         target_fingerprint=f"{_machine(target)} jaxlib {jaxlib_version.__version__} {flags}",
         sources=_source_hash(),
@@ -56,6 +54,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         kernels=sizes.kernels,
         kv_layout=sizes.kv_layout,
         buckets=sizes.buckets,
+        tensor_parallel=sizes.tensor_parallel,
     )
 
 
@@ -108,7 +107,7 @@ def _build(
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
     for name in ("tokenizer_config", "generation_config"):
         writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
-    return writer.finish(_model(spec, sizes))
+    return writer.finish(model_numbers(spec, sizes))
 
 
 def _compile(platform: str, program: Program) -> tuple[bytes, bytes]:
@@ -116,10 +115,17 @@ def _compile(platform: str, program: Program) -> tuple[bytes, bytes]:
     return str(lowered.compiler_ir("stablehlo")).encode(), serialize(lowered.compile())
 
 
-def _model(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
-    cache = cache_shapes(spec, sizes)
-    numbers = {"vocab_size": spec.vocab_size, "k_shape": cache.k, "v_shape": cache.v}
-    return {**dataclasses.asdict(sizes), **numbers, "end_token_ids": spec.end_token_ids}
+def weights_revision(checkpoint: Checkpoint) -> str:
+    """The revision of the weights; a name for a folder that holds a config alone."""
+    return checkpoint.revision[:32] if has_weights(checkpoint) else "config alone"
+
+
+def has_weights(checkpoint: Checkpoint) -> bool:
+    """Whether the model's tensors are here."""
+    try:
+        return bool(checkpoint.tensor_names())
+    except CheckpointError:
+        return False
 
 
 def _source_hash() -> str:
@@ -135,7 +141,9 @@ def _source_hash() -> str:
 
 
 def _machine(target: Target) -> str:
-    """What a binary of the target depends on of the machine that it is made on."""
+    """What a binary of the target depends on; of the machine, where it is made on one like it."""
+    if target.is_neuron:
+        return f"--target {target.compiler_target} lnc {target.logical_cores[0]}"
     return f"{_cpu()} {library.isa()}" if target.name == "cpu" else describe(target)
 
 

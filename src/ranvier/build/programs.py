@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ranvier.build.neuron.one_core import one_core
+from ranvier.build.neuron.shard import AXIS, across_cores, core_spec
 from ranvier.build.pack import weight_shapes
 from ranvier.core.buckets import BucketSet
 from ranvier.core.program import KvLayout, ProgramShape, program_shapes
 from ranvier.models.spec import DecoderSpec
-from ranvier.nn.decoder import Decoder
+from ranvier.nn.decoder import Decoder, Shards
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear.pack import DTYPES
 from ranvier.nn.kernels.table import CacheShapes, select
 
-__all__ = ["Program", "Sizes", "cache_shapes", "programs"]
+__all__ = ["Program", "Sizes", "cache_shapes", "model_numbers", "programs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Sizes:
     buckets: BucketSet
     logprobs_max: int
     edits_max: int
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Program:
     shape: ProgramShape
     function: Any
     arguments: tuple[Any, ...]
+    cores: int = 1
 
     @property
     def name(self) -> str:
@@ -53,8 +58,19 @@ class Program:
 
         The state (argument 1) is donated; unused arguments are kept.
         """
-        jitted = jax.jit(self.function, donate_argnums=1, keep_unused=True)
-        return jitted.trace(*self.arguments).lower(lowering_platforms=(platform,))
+        function, arguments = self.function, self.arguments
+        if self.cores > 1:
+            function, arguments = across_cores(function, arguments, self.cores)
+        jitted = jax.jit(function, donate_argnums=1, keep_unused=True)
+        return jitted.trace(*arguments).lower(lowering_platforms=(platform,))
+
+    def module(self, platform: str) -> Any:
+        """The StableHLO of one core, its state aliased to its outputs."""
+        module = self.lower(platform).compiler_ir("stablehlo")
+        if self.cores == 1:
+            return module
+        weights, state, _ = self.arguments
+        return one_core(module, range(len(weights), len(weights) + len(state)), self.cores)
 
 
 def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
@@ -66,12 +82,29 @@ def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
     return select(sizes.kernels).cache_shapes(spec.layers, heads, blocks, tokens, sizes.dtype)
 
 
+def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
+    """What the runtime has to know beside the key: the manifest's `model`. Shapes are a core's."""
+    own = spec if sizes.tensor_parallel == 1 else core_spec(spec, sizes.tensor_parallel)
+    cache = cache_shapes(own, sizes)
+    return {
+        **dataclasses.asdict(sizes),
+        "vocab_size": spec.vocab_size,
+        "layers": spec.layers,
+        "k_shape": cache.k,
+        "v_shape": cache.v,
+        "end_token_ids": spec.end_token_ids,
+    }
+
+
 def programs(spec: DecoderSpec, sizes: Sizes) -> list[Program]:
-    """Every program of the bucket set."""
+    """Every program of the bucket set; arguments are those of one core."""
     struct: Any = jax.ShapeDtypeStruct
-    kernels = select(sizes.kernels)
+    kernels, cores, vocab = select(sizes.kernels), sizes.tensor_parallel, spec.vocab_size
+    spec = spec if cores == 1 else core_spec(spec, cores)
     shapes = weight_shapes(spec, sizes.dtype, sizes.kernels)
     weights = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    if cores > 1:
+        weights["rank"] = struct((1,), jnp.int32)
     cache = cache_shapes(spec, sizes)
     kind = DTYPES[sizes.dtype]
     state = {
@@ -85,8 +118,9 @@ def programs(spec: DecoderSpec, sizes: Sizes) -> list[Program]:
         inputs = {
             "meta": struct((layout.size,), jnp.int32),
             "edits": struct((layout.rows, sizes.edits_max, 3), jnp.int32),
-            "allowed": struct((layout.rows, -(-spec.vocab_size // 32)), jnp.int32),
+            "allowed": struct((layout.rows, -(-vocab // 32)), jnp.int32),
         }
-        step = Decoder(spec, kernels, layout, sizes.logprobs_max).step
-        table.append(Program(shape, step, (weights, state, inputs)))
+        shards = None if cores == 1 else Shards(AXIS, vocab)
+        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards).step
+        table.append(Program(shape, step, (weights, state, inputs), cores))
     return table

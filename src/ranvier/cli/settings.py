@@ -340,8 +340,6 @@ def _check(options: Options) -> None:
         raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
     _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
     _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
-    if options.tensor_parallel_size != 1:
-        raise ConfigError("tensor_parallel_size: only 1 is supported yet.")
     positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
     for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):
         value = getattr(options, name)

@@ -55,6 +55,11 @@ def plan_sizes(options: Options, spec: DecoderSpec) -> Plan:
     The memory of a target that is not this host is its own; it is not looked at here.
     """
     target, memory = choose_target(options), host_memory()
+    if options.tensor_parallel_size > 1 and not target.is_neuron:
+        raise ConfigError(
+            f"tensor_parallel_size={options.tensor_parallel_size}: {target.name} has only 1 yet.",
+            hint="For Neuron it can be compiled: ranvier compile --target neuron-trn2.",
+        )
     share = options.gpu_memory_utilization
     bound = int((share or SHARE_DEFAULT) * memory.total_bytes)
     sizes = _sizes(options, _length(options, spec), target)
@@ -128,6 +133,7 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
         block_count=rows + 1 if is_contiguous else default_blocks(length, rows, block_tokens),
         kv_layout="contiguous" if is_contiguous else "block",
         buckets=buckets,
+        tensor_parallel=options.tensor_parallel_size,
         logprobs_max=LIMITS.logprobs_max,
         edits_max=length + LIMITS.logit_bias_max,
     )

@@ -24,7 +24,7 @@ from ranvier.cli.settings import (
     say,
 )
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact
+from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
 from ranvier.engine.llm import Offline
 from ranvier.engine.loop import Engine
 from ranvier.text.codec import DEFAULTS, TextCodec
@@ -146,6 +146,11 @@ def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
         if (found := find(root, key)) not in (None, damaged):
             assert found is not None
             return found
+    if planned.target.is_neuron:
+        raise TargetError(
+            f"There is no artifact {key.name} for {planned.target.name} in {roots[0]}.",
+            hint="Make it with `ranvier compile`, which needs no device.",
+        )
     for line in explain_nxdi_root(roots[-1], options.model):
         say(line)
     if len(roots) > 1:

@@ -21,7 +21,7 @@ from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.table import Kernels
 
-__all__ = ["Decoder", "DecoderNumbers"]
+__all__ = ["Decoder", "DecoderNumbers", "Shards"]
 
 Weights = Mapping[str, Array]
 State = dict[str, Array]
@@ -65,6 +65,23 @@ class DecoderNumbers(Protocol):
 
 
 @dataclass(frozen=True)
+class Shards:
+    """The decoder is one core's part of a model: `spec` holds the core's own numbers.
+
+    `axis` names the mesh axis; weights["rank"] int32 [1] is the core's place on it. `vocab_size` is
+    the whole model's.
+    """
+
+    axis: str
+    vocab_size: int
+
+    def sum(self, x: Array) -> Array:
+        """The sum over cores."""
+        summed: Array = lax.psum(x, self.axis)  # type: ignore[no-untyped-call]
+        return summed
+
+
+@dataclass(frozen=True)
 class Decoder:
     """One program's static parts: the model's numbers, the target's kernels, the bucket's layout.
 
@@ -75,6 +92,7 @@ class Decoder:
     kernels: Kernels
     layout: MetaLayout
     top_count: int
+    shards: Shards | None = None
 
     def step(self, weights: Weights, state: State, inputs: State) -> tuple[State, Array]:
         """Run up to layout.tokens tokens and sample up to layout.rows rows.
@@ -106,10 +124,25 @@ class Decoder:
         head = weight_of(weights, "embed" if self.spec.is_tied else "head")
         norm = (weights["final_norm"], self.spec.norm_eps)
         first = jnp.zeros((1,), jnp.int32)
-        return self.kernels.linear(
+        logits_RV = self.kernels.linear(
             rows_RD, head, first, count,
             outputs=self.spec.vocab_size, norm=norm, out_dtype=jnp.float32,
         )  # fmt: skip
+        if self.shards is None:
+            return logits_RV
+        whole_RV: Array = lax.all_gather(logits_RV, self.shards.axis, axis=1, tiled=True)
+        return whole_RV[:, : self.shards.vocab_size]
+
+    def _embed(self, weights: Weights, ids_T: Array) -> Array:
+        """Rows of tokens; of several cores the one that holds a token gives its row."""
+        spec, table = self.spec, weight_of(weights, "embed")
+        if self.shards is None:
+            return self.kernels.embed(table, ids_T, hidden=spec.hidden, scale=spec.embed_scale)
+        ids_T = ids_T - weights["rank"][0] * spec.vocab_size
+        own_T = jnp.clip(ids_T, 0, spec.vocab_size - 1)
+        x_TD = self.kernels.embed(table, own_T, hidden=spec.hidden, scale=spec.embed_scale)
+        x_TD = jnp.where((ids_T == own_T)[:, None], x_TD, 0.0)
+        return self.shards.sum(x_TD)
 
     def _layers(self, weights: Weights, state: State, meta: Array) -> tuple[Array, Array, Array]:
         layout = self.layout
@@ -117,12 +150,7 @@ class Decoder:
             source_T = meta[layout.slices["token_source"]]
             last_T = state["sampled"].at[jnp.maximum(source_T, 0)].get(mode="promise_in_bounds")
             ids_T = jnp.where(source_T >= 0, last_T, meta[layout.slices["token_ids"]])
-            x_TD = self.kernels.embed(
-                weight_of(weights, "embed"),
-                ids_T,
-                hidden=self.spec.hidden,
-                scale=self.spec.embed_scale,
-            )
+            x_TD = self._embed(weights, ids_T)
             positions_T = meta[layout.slices["positions"]]
             cos_sin = rope.tables(positions_T, weights["inv_freq"], weights["rope_scale"])
 
@@ -173,13 +201,18 @@ class Decoder:
 
     def _add(self, at: _At, name: str, x_TD: Array, inner: Array) -> Array:
         """Project back into the residual stream, through a norm where the family has one."""
-        spec, post = self.spec, self.spec.has_post_norms
+        spec, post, shards = self.spec, self.spec.has_post_norms, self.shards
+        is_whole = shards is None and not post
         y_TD = self.kernels.linear(
             inner, weight_of(at.weights, name), at.layer, at.count,
-            outputs=spec.hidden, residual=None if post else x_TD, out_dtype=jnp.float32,
+            outputs=spec.hidden, residual=x_TD if is_whole else None, out_dtype=jnp.float32,
         )  # fmt: skip
-        if not post:
+        if is_whole:
             return y_TD
+        if shards is not None:
+            y_TD = shards.sum(y_TD)
+        if not post:
+            return x_TD + y_TD
         return self.kernels.rms_norm(
             y_TD, at.weights[f"{name}_norm"], at.layer, at.count,
             eps=spec.norm_eps, residual=x_TD,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax._src.lib import xla_client  # type: ignore[attr-defined]
+from jax._src.lib import _jax, xla_client  # type: ignore[attr-defined]
 
-__all__ = ["LoadedProgram", "compile_stablehlo", "deserialize", "serialize"]
+__all__ = ["LoadedProgram", "compile_stablehlo", "deserialize", "hlo_proto", "serialize"]
 
 
 def serialize(compiled: Any) -> bytes:
@@ -42,3 +42,11 @@ class LoadedProgram:
     def __call__(self, arguments: list[jax.Array]) -> list[jax.Array]:
         results = self._executable.execute_sharded(arguments)
         return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
+
+
+def hlo_proto(module: Any) -> bytes:
+    """A StableHLO module as the serialized HLO module that neuronx-cc reads."""
+    computation = _jax.mlir.mlir_module_to_xla_computation(
+        str(module).encode(), use_tuple_args=False
+    )
+    return bytes(computation.as_serialized_hlo_module_proto())

@@ -42,6 +42,12 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
                 list(faults),
                 hint=f"Remove {folder} and build it again.",
             )
+    if manifest.missing:
+        raise ArtifactError(
+            f"{folder} can't run yet: {len(manifest.missing)} files are missing, "
+            f"{next(iter(manifest.missing.items()))} among them.",
+            hint=f"{manifest.completed_by}.",
+        )
     info, target = _info(manifest), find_target(manifest.key.target)
     _prove(folder, manifest)
     device = open_device(target)

@@ -1,4 +1,8 @@
-"""`ranvier compile MODEL`: build the artifact and stop; --dry-run tells what would be built."""
+"""`ranvier compile MODEL`: build the artifact and stop; --dry-run tells what would be built.
+
+For a Neuron target on any machine: programs are lowered, linted and fitted into memory, and
+compiled where neuronx-cc is installed.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import argparse
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from ranvier.cli.flags import add_engine_arguments, engine_options
-from ranvier.cli.settings import Options
+from ranvier.cli.settings import Options, say
+from ranvier.core.errors import TargetError
 
 __all__ = ["add_arguments", "run"]
 
@@ -17,22 +23,67 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan; build nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--instance", help="Neuron: the machine it has to fit: trn2.48xlarge")
+    parser.add_argument(
+        "--finish", type=Path, metavar="DIR", help="make what an artifact for Neuron lacks"
+    )
     add_engine_arguments(parser)
 
 
 def run(given: argparse.Namespace, start_s: float) -> int | None:
-    """Print the artifact's folder, or the plan."""
+    """Print the artifact's folder, or the plan, or the report of a Neuron build."""
+    if given.finish is not None:
+        _finish(given.finish)
+        return None
     options = engine_options(given)
-    if given.dry_run:
+    from ranvier.cli.cross import compile_options
+    from ranvier.cli.sizes import choose_target
+
+    is_neuron = choose_target(options).is_neuron
+    if given.dry_run and not is_neuron:
         found = _plan(options)
         print(json.dumps(found, indent=1) if given.json else _text(found))
         return None
-    from ranvier.cli.wire import ensure_artifact
+    done = compile_options(options, given.instance, is_dry=given.dry_run)
+    if not is_neuron:
+        seconds = round(time.perf_counter() - start_s, 2)
+        report = {"artifact": str(done.path), "seconds": seconds}
+        print(json.dumps(report) if given.json else done.path)
+        return None
+    print(json.dumps(done.report, indent=1) if given.json else _neuron_text(done.report))
+    is_good = done.report["fits"] and not done.report["problem"]
+    is_legal = not any(program["violations"] for program in done.report["programs"])
+    return None if is_good and is_legal else TargetError.exit_code
 
-    folder = ensure_artifact(options)
-    seconds = round(time.perf_counter() - start_s, 2)
-    print(json.dumps({"artifact": str(folder), "seconds": seconds}) if given.json else folder)
-    return None
+
+def _finish(folder: Path) -> None:
+    from ranvier.build.neuron.cross import finish_artifact
+
+    finish_artifact(folder, say)
+    print(folder)
+
+
+def _neuron_text(report: dict[str, Any]) -> str:
+    memory = report["memory"]
+    lines = [
+        f"target     {report['target']} on {report['instance']}, tensor parallel "
+        f"{report['tensor_parallel_size']}",
+        f"memory     {memory['total_bytes'] / 2**30:.2f} GiB a logical core, of "
+        f"{memory['limit_bytes'] / 2**30:.2f}" + ("" if report["fits"] else ": does not fit"),
+        *(f"           {problem}" for problem in memory["problems"]),
+        f"programs   {len(report['programs'])}",
+    ]
+    for program in report["programs"]:
+        lines += [f"  {program['name']}: {violation}" for violation in program["violations"]]
+    if report["problem"]:
+        lines.append(f"problem    {report['problem']}")
+    if report["artifact"]:
+        lines.append(f"artifact   {report['artifact']}")
+    if report["missing"]:
+        lines.append(f"missing    {len(report['missing'])} files, the first: "
+                     f"{next(iter(report['missing'].items()))}")  # fmt: skip
+        lines.append(f"complete   {report['complete']}")
+    return "\n".join(lines)
 
 
 def _plan(options: Options) -> dict[str, Any]:

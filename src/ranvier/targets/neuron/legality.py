@@ -1,9 +1,9 @@
 """What neuronx-cc takes: operators, types and forms, as rules over facts about one operation.
 
-Data and pure predicates; knows nothing of MLIR (build/lint.py reads modules) and nothing was run on
-hardware. Each rule says why it is there: a compiler code of AWS's documentation, or a rule of this
-project where a form compiles and goes wrong. An index out of range cannot be seen in a module:
-tests with poisoned memory stand in for that rule (EVRF031, EVRF056).
+Data and pure predicates; knows nothing of MLIR (build/neuron/lint.py reads modules) and nothing was
+run on hardware. Each rule says why it is there: a compiler code of AWS's documentation, or a rule
+of this project where a form compiles and goes wrong. An index out of range cannot be seen in a
+module: tests with poisoned memory stand in for that rule (EVRF031, EVRF056).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Programs for Neuron, made on any machine."""

@@ -1,0 +1,165 @@
+"""Programs for Neuron on any machine: lowered per core, linted, written, compiled where possible.
+
+What cannot be made here is listed in the manifest as missing, with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ranvier.artifact.lock import locked
+from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
+from ranvier.artifact.read import find, read_manifest
+from ranvier.artifact.write import ArtifactWriter, amend, file_entry
+from ranvier.build.build import has_weights
+from ranvier.build.neuron.lint import lint
+from ranvier.build.pack import pack_weights
+from ranvier.build.programs import Sizes, model_numbers, programs
+from ranvier.core.errors import ArtifactError, TargetError
+from ranvier.core.program import ProgramShape
+from ranvier.models.spec import DecoderSpec
+from ranvier.runtime.compat import hlo_proto
+from ranvier.targets.neuron import driver
+from ranvier.targets.neuron.legality import Violation
+from ranvier.targets.table import Target, find_target
+from ranvier.weights.checkpoint import Checkpoint
+
+__all__ = ["FINISH", "Lowered", "build_neuron", "finish_artifact", "lower_all"]
+
+FINISH = "ranvier compile --finish {folder}"
+SUFFIXES = ("stablehlo", "hlo.pb")
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One core's program: both forms of it, and what the lint found."""
+
+    shape: ProgramShape
+    stablehlo: bytes
+    hlo: bytes
+    violations: tuple[Violation, ...]
+
+
+def lower_all(spec: DecoderSpec, sizes: Sizes, target: Target, notice: Notice) -> Iterator[Lowered]:
+    """Lower and lint every program for platform neuron; no device and no compiler is needed."""
+    for program in programs(spec, sizes):
+        start = time.perf_counter()
+        module = program.module("neuron")
+        found = tuple(lint(module, target.compiler_target))
+        lowered = Lowered(program.shape, str(module).encode(), hlo_proto(module), found)
+        notice(f"lowered {program.name} in {time.perf_counter() - start:.1f} s")
+        yield lowered
+
+
+def build_neuron(
+    root: Path,
+    key: ArtifactKey,
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    sizes: Sizes,
+    lowered: list[Lowered],
+    notice: Notice,
+) -> Path:
+    """Write the artifact of lowered programs, then compile what this machine can.
+
+    Raises TargetError when a program breaks a rule, or names the programs that did not compile.
+    """
+    broken = [f"{low.shape.name}: {v}" for low in lowered for v in low.violations]
+    if broken:
+        raise TargetError(f"The programs are not legal for {key.target}: {'; '.join(broken[:3])}")
+    folder = find(root, key)
+    if folder is None:
+        with locked(root, key, notice):
+            folder = find(root, key) or _write(root, key, checkpoint, spec, sizes, lowered)
+    if driver.find_compiler() is not None:
+        finish_artifact(folder, notice)
+    return folder
+
+
+def _write(
+    root: Path,
+    key: ArtifactKey,
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    sizes: Sizes,
+    lowered: list[Lowered],
+) -> Path:
+    writer = ArtifactWriter(root, key, SUFFIXES)
+    missing = {}
+    for low in lowered:
+        writer.add_program(ProgramEntry.of(low.shape), low.stablehlo, low.hlo)
+        missing[_neff(low.shape.name)] = "neuronx-cc compiles it from the HLO beside it"
+    missing.update(_add_model(writer, checkpoint, spec, sizes))
+    writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
+    return writer.finish(model_numbers(spec, sizes), missing)
+
+
+def _add_model(
+    writer: ArtifactWriter, checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes
+) -> dict[str, str]:
+    """Weights and tokenizer where they are at hand; what is missing, with the reason."""
+    if not has_weights(checkpoint):
+        return {"weights.bin": "the model is a config alone; compile with its weights"}
+    writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
+    for name in ("tokenizer_config", "generation_config"):
+        writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
+    if sizes.tensor_parallel > 1:
+        return {"weights.bin": "weights are not cut for tensor parallel yet"}
+    writer.add_weights(pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels))
+    return {}
+
+
+def finish_artifact(folder: Path, notice: Notice) -> None:
+    """Compile the missing NEFFs with neuronx-cc; each that is done stays done.
+
+    Raises ArtifactError for what is no Neuron artifact, TargetError naming each failed program.
+    """
+    folder = folder.resolve()
+    key = read_manifest(folder).key
+    target, compiler = find_target(key.target), driver.find_compiler()
+    if not target.is_neuron:
+        raise ArtifactError(f"{folder} is for {key.target}: nothing of it is finished elsewhere.")
+    if compiler is None:
+        raise TargetError(
+            f"neuronx-cc is not on the PATH: {len(_jobs(folder))} programs wait for it.",
+            hint="Install the Neuron compiler (it needs no device), or run this where it is.",
+        )
+    with locked(folder.parent, key, notice):
+        jobs = _jobs(folder)
+        layers = int(read_manifest(folder).model["layers"])
+        workers = driver.worker_count(len(jobs), layers)
+        notice(f"{driver.compiler_version(compiler)}: {len(jobs)} programs, {workers} at once")
+
+        def words(job: driver.Job) -> list[str]:
+            cores = target.logical_cores[0]
+            return driver.command(compiler, job, target.compiler_target, cores)
+
+        def done(job: driver.Job) -> None:
+            amend(folder, {_neff(job.name): file_entry(job.neff)})
+            notice(f"compiled {job.name}")
+
+        failures = driver.compile_all(jobs, words, workers, done)
+    if failures:
+        told = "; ".join(f"{f.name}: {f.reason}" for f in failures)
+        raise TargetError(
+            f"{len(failures)} of {len(jobs)} programs did not compile: {told}",
+            hint=f"Those that did are kept. Again: {FINISH.format(folder=folder)}",
+        )
+
+
+def _jobs(folder: Path) -> list[driver.Job]:
+    manifest = read_manifest(folder)
+    return [
+        driver.Job(p.name, folder / f"programs/{p.name}.hlo.pb", folder / _neff(p.name), p.family)
+        for p in manifest.programs
+        if _neff(p.name) in manifest.missing
+    ]
+
+
+def _neff(name: str) -> str:
+    return f"programs/{name}.neff"
