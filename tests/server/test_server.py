@@ -10,7 +10,9 @@ import pytest
 
 from ranvier.cli.settings import parse_options
 from ranvier.cli.wire import open_engine
-from ranvier.server.app import OPEN_PATHS, ServerOptions, make_app
+from ranvier.server.app import make_app
+from ranvier.server.front import OPEN_PATHS
+from ranvier.server.options import ServerOptions
 from tests.server.running import Server
 
 KEY = "secret"
@@ -19,8 +21,8 @@ KEY = "secret"
 @pytest.fixture(scope="module")
 def server(tiny_options):
     engine, codec = open_engine(parse_options(tiny_options), [])
-    options = ServerOptions(model_name="tiny", api_keys=(KEY,))
-    running = Server(engine, lambda client: make_app(options, codec, client))
+    options = ServerOptions(model_names=("tiny", "alias"), api_keys=(KEY,))
+    running = Server(engine, lambda client: make_app(options, codec, client, engine.runner.info))
     yield running
     running.stop()
 
@@ -96,7 +98,7 @@ def test_a_stop_string_ends_a_stream(ai):
 
 
 def test_models_tokenize_probes_and_metrics(ai, http):
-    assert [m.id for m in ai.models.list().data] == ["tiny"]
+    assert [m.id for m in ai.models.list().data] == ["tiny", "alias"]
     assert ai.models.retrieve("tiny").id == "tiny"
     ids = http.post("/tokenize", json={"prompt": "Hello"}).json()["tokens"]
     assert http.post("/detokenize", json={"tokens": ids}).json()["prompt"] == "Hello"
@@ -114,7 +116,7 @@ def test_models_tokenize_probes_and_metrics(ai, http):
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": "x" * 500}, "prompt"),
         ({"prompt": 5}, "prompt"),
-        ({}, None),
+        ({}, "prompt"),
         ({"prompt": "a", "max_tokens": 1000}, "max_tokens"),
         ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
         ({"prompt": "a", "temperature": -1}, "temperature"),

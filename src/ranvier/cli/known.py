@@ -33,6 +33,7 @@ _EXPERTS = "mixture-of-experts models are not supported yet"
 _LOOP = "the engine has one loop, in steps of its own"
 _TRANSFER = "KV caches are not moved between servers"
 _OFFLOAD = "weights are mapped from the artifact; the system pages them"
+_TOOLS = "tools are not supported yet"
 _POOLING = "only text generation is served in this version"
 
 KNOWN: dict[str, Known] = {
@@ -45,9 +46,9 @@ KNOWN: dict[str, Known] = {
     "cudagraph_capture_sizes": Known(ANY, _AHEAD),
     "swap_space": Known(ANY, _RECOMPUTE),
     "trust_remote_code": Known(ANY, "code that comes with a model is never run", True),
-    "disable_log_requests": Known(ANY, "requests are not logged", True),
+    "disable_log_requests": Known(ANY, "requests are logged with enable_log_requests only", True),
     "served_model_name": Known(ANY, "names matter to a server only"),
-    "disable_log_stats": Known(ANY, "counters are at /metrics and cost nothing", True),
+    "disable_log_stats": Known(ANY, "lines of throughput: see log_stats_interval", True),
     "aggregate_engine_logging": Known(ANY, "there is one engine", True),
     "use_tqdm_on_load": Known(ANY, "progress is shown on a terminal only", True),
     "disable_custom_all_reduce": Known(ANY, _ONE, True),
@@ -89,6 +90,34 @@ KNOWN: dict[str, Known] = {
     "logits_processors": Known(([], ()), "Python code in the sampling loop is not supported"),
     "max_logprobs": Known((20,), "20 log-probabilities are compiled into the programs"),
     "logprobs_mode": Known(("raw_logprobs",), "log-probabilities are of the raw logits"),
+    # Of the HTTP server.
+    "enable_request_id_headers": Known(ANY, "X-Request-Id is always echoed", True),
+    "chat_template_content_format": Known(
+        ("auto", "string"), "text parts are joined before the template sees them"
+    ),
+    "exclude_tools_when_tool_choice_none": Known((False,), _TOOLS, True),
+    "enable_auto_tool_choice": Known((False,), _TOOLS, True),
+    "tool_call_parser": Known((), _TOOLS),
+    "tool_parser_plugin": Known((), "foreign code is not run in the server"),
+    "reasoning_parser": Known((), "reasoning is not parsed yet"),
+    "middleware": Known((), "foreign code is not run in the server"),
+    "enable_offline_docs": Known((False,), "there is /openapi.json, no page of it", True),
+    "custom_histogram_buckets": Known((), "buckets are vLLM's own"),
+    "enable_ssl_refresh": Known((False,), "restart the server to change certificates", True),
+    "enable_log_deltas": Known((False,), "outputs are logged whole (enable_log_outputs)", True),
+    "log_error_stack": Known(ANY, "the stack of an internal error is always logged", True),
+    "uvicorn_log_level": Known(ANY, "see logging_level"),
+    "log_config_file": Known((), "see log_format and logging_level"),
+    "enable_per_request_metrics": Known((False,), "times of requests are at /metrics", True),
+    "h11_max_incomplete_event_size": Known((), "headers may take 64 KiB"),
+    "h11_max_header_count": Known((), "headers may take 64 KiB"),
+    "fingerprint_mode": Known(("hash",), "the fingerprint is the version and a hash"),
+    "trust_request_mm_kwargs": Known((False,), _MEDIA, True),
+    "otlp_traces_endpoint": Known((), "traces are not exported yet"),
+    "collect_detailed_traces": Known((), "traces are not exported yet"),
+    "kv_cache_metrics": Known((False,), "blocks are not sampled", True),
+    "api_server_count": Known((1,), "one process speaks HTTP"),
+    "headless": Known((False,), "one process speaks HTTP", True),
     # Refused.
     "quantization": Known((), "quantised weights are read from GGUF files only, so far"),
     "quantization_param_path": Known((), "scales come with the checkpoint"),
@@ -135,6 +164,10 @@ KNOWN: dict[str, Known] = {
 
 ENVIRONMENT: dict[str, tuple[str | None, str]] = {
     "VLLM_API_KEY": ("api_key", ""),
+    "VLLM_SERVER_DEV_MODE": ("server_dev_mode", ""),
+    "VLLM_LOGGING_LEVEL": ("logging_level", ""),
+    "VLLM_LOG_STATS_INTERVAL": ("log_stats_interval", ""),
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": ("timeout_keep_alive", ""),
     "VLLM_CPU_KVCACHE_SPACE": ("kv_cache_memory_bytes", "G"),
     "VLLM_CACHE_ROOT": ("cache_root", ""),
     "VLLM_CPU_OMP_THREADS_BIND": (None, "the kernels use one thread per core"),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ranvier.cli.front import FrontOptions, bind_socket, check_front
 from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.log import configure_logging
 from ranvier.cli.serving.shutdown import Shutdown
 from ranvier.cli.settings import Options
 from ranvier.engine.message import Located, Phase, Ready
@@ -25,6 +26,7 @@ __all__ = ["serve"]
 def serve(options: Options, front: FrontOptions, start_s: float) -> int:
     """Serve until SIGINT or SIGTERM; requests in flight get front.shutdown_timeout to finish."""
     check_front(front)
+    configure_logging(form=front.log_format, level=front.logging_level)
     listener = bind_socket(front)
     try:
         import uvloop

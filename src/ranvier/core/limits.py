@@ -33,6 +33,10 @@ class Limits:
     """Time to render a chat template."""
     stream_events_max: int = 4096
     """Undelivered events of one streaming client before it is cut off."""
+    stream_write_s: float = 30.0
+    """Time for a streaming client to take a write before it is cut off."""
+    json_depth_max: int = 64
+    """Nesting of a request's JSON."""
     gguf_strings_max: int = 4_000_000
     """Strings in a GGUF metadata array."""
     model_text_bytes_max: int = 64 * 2**20

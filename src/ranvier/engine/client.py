@@ -43,7 +43,9 @@ Receive = Callable[[Located | Phase], None]
 
 
 class EngineClient(Protocol):
-    """What the server asks of an engine."""
+    """What the server asks of an engine. `on_stats` is called with numbers as they come."""
+
+    on_stats: Callable[[EngineStats], None] | None
 
     def submit(self, requests: Sequence[Request]) -> Stream: ...
     def cancel(self, request_id: str, index: int | None = None) -> None: ...

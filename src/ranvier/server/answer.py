@@ -1,181 +1,293 @@
-"""Answers: prompts to requests, events to one response object or to a stream of chunks."""
+"""Answer: one request's generation, from events to a response object or to a stream's lines."""
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal, TypedDict
 
-from ranvier.core.errors import DeviceError, RequestError
+import msgspec
+from msgspec import UNSET
+
 from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
+from ranvier.engine.choice import Choice, best_choices
 from ranvier.engine.client import EngineClient
-from ranvier.server.choice import Choice, chat_logprobs, completion_logprobs
+from ranvier.server.gate import Entry
+from ranvier.server.metrics import Metrics, SequenceTimes
+from ranvier.server.wire import (
+    Chat,
+    ChatChoice,
+    Chunk,
+    Completion,
+    CompletionChoice,
+    Delta,
+    DeltaChoice,
+    LogprobsWriter,
+    Message,
+    Usage,
+)
 from ranvier.text.codec import TextCodec
 
-__all__ = ["Answer", "check_stream"]
+__all__ = ["Answer", "Job"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to generate and how to tell it. `echo` is the text put before each prompt's output."""
+
+    kind: Literal["chat", "completion"]
+    id: str
+    model: str
+    requests: list[Request]
+    echo: list[str] | None = None
+    role: str = "assistant"
+    stream_interval: int = 1
+    with_usage: bool = False
+    with_usage_always: bool = False
+    with_details: bool = True
+    with_ids: bool = False
+    tokens_as_ids: bool = False
+    shows_prompt_logprobs: bool = False
+    truncated_tokens: int = 0
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.requests[0].params
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(request.prompt_token_ids) for request in self.requests)
+
+    @property
+    def sequence_count(self) -> int:
+        return sum(request.params.sequence_count for request in self.requests)
 
 
 @dataclass
-class Answer:
-    """One HTTP request on its way: kind "chat" or "completion", one or more prompts."""
+class _Part:
+    """A choice on its way: what is known, and what of it has not been sent."""
 
-    kind: str
-    codec: TextCodec
-    client: EngineClient
+    index: int
+    request: Request
+    choice: Choice
+    writer: LogprobsWriter
+    times: SequenceTimes
+    echo: str = ""
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    entries: list[TokenLogprobs] = field(default_factory=list)
+    is_started: bool = False
+
+
+class _Head(TypedDict):
+    """What every object of an answer begins with."""
+
+    id: str
+    object: str
+    created: int
     model: str
-    prompts: list[list[int]]
-    params: SamplingParams
-    echo: bool = False
-    id: str = ""
-    created: int = 0
-    _requests: list[Request] = field(default_factory=list)
-    _choices: dict[tuple[str, int], Choice] = field(default_factory=dict)
-    _prompt_logprobs: dict[str, list[TokenLogprobs | None]] = field(default_factory=dict)
-    _cached: int = 0
+    system_fingerprint: str | None
 
-    def __post_init__(self) -> None:
-        self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + secrets.token_hex(12)
-        self.created = int(time.time())
-        count = self.params.sequence_count
-        for i, prompt in enumerate(self.prompts):
-            seed = secrets.randbits(62)
-            request = self.codec.make_request(f"{self.id}-{i}", prompt, self.params, seed)
-            self._requests.append(request)
-            for index in range(count):
-                choice = Choice(self.codec, request, i * count + index)
-                self._choices[request.request_id, index] = choice
 
-    def check_lengths(self) -> None:
-        """Refuse empty prompts and those that do not fit, before anything is sent."""
-        limit = self.codec.model_len_max - (self.params.max_tokens != 0)
-        asked = self.params.max_tokens or 0
-        for request in self._requests:
-            length = len(request.prompt_token_ids)
-            if not length:
-                raise RequestError("The prompt is empty.", param="prompt")
-            if length > limit:
-                raise RequestError(
-                    f"The prompt has {length} tokens; at most {limit} fit into the model's length "
-                    f"of {self.codec.model_len_max}.",
-                    param="messages" if self.kind == "chat" else "prompt",
-                )
-            if length + asked > self.codec.model_len_max:
-                raise RequestError(
-                    f"max_tokens={asked} and a prompt of {length} tokens exceed the model's length "
-                    f"of {self.codec.model_len_max}.",
-                    param="max_tokens",
-                )
+class Answer:
+    """Runs a job on an engine. Use `whole` or `lines`, once."""
 
-    async def whole(self) -> dict[str, Any]:
-        """The response object."""
-        async for event in self._events():
-            self._take(event)
-        choices = [self._final(request, choice) for request, choice in self._best()]
-        kind = "chat.completion" if self.kind == "chat" else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": self._usage()}
-
-    async def chunks(self, *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
-        """The objects of a stream, in order."""
-        kind = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
-        head = self._head(kind)
-        started: set[int] = set()
-        async for event in self._events():
-            choice, text = self._take(event)
-            if not (text or choice.finish_reason or event.logprobs):
-                continue
-            body = self._piece(choice, text, event, is_first=choice.index not in started)
-            started.add(choice.index)
-            yield {**head, "choices": [{"index": choice.index, **body}]}
-        if with_usage:
-            yield {**head, "choices": [], "usage": self._usage()}
-
-    async def _events(self) -> AsyncIterator[Event]:
-        """Events of all prompts as they come."""
-        async with self.client.submit(self._requests) as stream:
-            async for events in stream:
-                for event in events:
-                    if self._choices[event.request_id, event.index].finish_reason is None:
-                        yield event
-
-    def _take(self, event: Event) -> tuple[Choice, str]:
-        if event.finish_reason == "error":
-            raise DeviceError(event.error or "A step failed.")
-        choice = self._choices[event.request_id, event.index]
-        self._cached += event.cached_tokens if not choice.token_ids else 0
-        if event.prompt_logprobs is not None:
-            self._prompt_logprobs[event.request_id] = event.prompt_logprobs
-        text = choice.take(event)
-        if choice.finish_reason and not event.finish_reason:
-            self.client.cancel(event.request_id, event.index)
-        return choice, text
-
-    def _best(self) -> list[tuple[Request, Choice]]:
-        """The choices to return: all, or of best_of the n of highest mean log-probability."""
-        found = []
-        for request in self._requests:
-            own = [c for (name, _), c in self._choices.items() if name == request.request_id]
-            if self.params.best_of is not None:
-                own.sort(key=lambda c: -c.logprob_sum / max(len(c.token_ids), 1))
-                own = own[: self.params.n]
-            found += [(request, choice) for choice in own]
-        for index, (_, choice) in enumerate(found):
-            choice.index = index
-        return found
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def _usage(self) -> dict[str, Any]:
-        prompt = sum(len(r.prompt_token_ids) for r in self._requests)
-        completion = sum(len(c.token_ids) for c in self._choices.values())
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": self._cached},
+    def __init__(self, job: Job, codec: TextCodec, client: EngineClient, metrics: Metrics) -> None:
+        self._job = job
+        self._client = client
+        self._metrics = metrics
+        self._created = int(time.time())
+        self._fingerprint = metrics.fingerprint
+        self._cached: dict[str, int] = {}
+        self._prompt_entries: dict[str, list[TokenLogprobs | None]] = {}
+        self._parts = {
+            (request.request_id, index): self._part(codec, number, request, index)
+            for number, request in enumerate(job.requests)
+            for index in range(request.params.sequence_count)
         }
 
-    def _final(self, request: Request, choice: Choice) -> dict[str, Any]:
-        ends = {"finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
-        wanted = self.params.logprobs is not None
-        if self.kind == "chat":
-            message = {"role": "assistant", "content": choice.text}
-            logprobs = chat_logprobs(self.codec, choice.entries) if wanted else None
-            return {"index": choice.index, "message": message, "logprobs": logprobs, **ends}
-        ids, entries = choice.token_ids, list[TokenLogprobs | None](choice.entries)
-        text = choice.text
-        if self.echo:
-            ids = request.prompt_token_ids + ids
-            entries = self._prompt_logprobs.get(request.request_id, []) + entries
-            text = self._prompt_text(request) + text
-        logprobs = completion_logprobs(self.codec, entries, ids, 0) if wanted else None
-        return {"index": choice.index, "text": text, "logprobs": logprobs, **ends}
+    @property
+    def texts(self) -> list[str]:
+        """What has been generated so far."""
+        return [part.choice.text for part in self._parts.values()]
 
-    def _piece(self, choice: Choice, text: str, event: Event, *, is_first: bool) -> dict[str, Any]:
-        ends = {"finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
-        entries = event.logprobs or []
-        wanted = self.params.logprobs is not None and entries
-        if self.kind == "chat":
-            delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
-            if text or is_first:
-                delta["content"] = text
-            logprobs = chat_logprobs(self.codec, entries) if wanted else None
-            return {"delta": delta, "logprobs": logprobs, **ends}
-        ids, start = event.token_ids, len(choice.text) - len(text)
-        if self.echo and is_first:
-            request = next(r for r in self._requests if r.request_id == event.request_id)
-            text = self._prompt_text(request) + text
-        logprobs = completion_logprobs(self.codec, [*entries], ids, start) if wanted else None
-        return {"text": text, "logprobs": logprobs, **ends}
+    async def whole(self, entry: Entry) -> Chat | Completion:
+        """The response object. Raises what the engine says."""
+        async for _ in self._batches(entry):
+            pass
+        chosen: list[_Part] = []
+        for request in self._job.requests:
+            own = [p for p in self._parts.values() if p.request is request]
+            best = best_choices([part.choice for part in own], request.params)
+            chosen += [part for choice in best for part in own if part.choice is choice]
+        for index, part in enumerate(chosen):
+            part.index = index
+        head = self._head(is_chunk=False)
+        if self._job.kind == "completion":
+            texts = [self._text(part, is_first=True) for part in chosen]
+            return Completion(**head, choices=texts, usage=self._usage())
+        choices = [self._message(part) for part in chosen]
+        answer = Chat(**head, choices=choices, usage=self._usage())
+        request = self._job.requests[0]
+        if self._job.with_ids:
+            answer.prompt_token_ids = request.prompt_token_ids
+        if self._job.shows_prompt_logprobs:
+            entries = self._prompt_entries.get(request.request_id, [])
+            answer.prompt_logprobs = chosen[0].writer.prompt(entries)
+        return answer
 
-    def _prompt_text(self, request: Request) -> str:
-        return self.codec.decode(request.prompt_token_ids, skip_special_tokens=False)
+    async def lines(self, entry: Entry) -> AsyncIterator[bytes]:
+        """The lines of a stream; those of one turn together."""
+        encode, usage = msgspec.json.encode, None
+        async for parts in self._batches(entry):
+            data = b""
+            for part in parts:
+                chunk = self._chunk(part)
+                if chunk is not None:
+                    data += b"data: " + encode(chunk) + b"\n\n"
+            if data:
+                yield data
+        if self._job.with_usage:
+            usage = self._usage()
+            kind = Chunk if self._job.kind == "chat" else Completion
+            last = kind(**self._head(is_chunk=True), choices=[], usage=usage)
+            yield b"data: " + encode(last) + b"\n\n"
 
+    async def _batches(self, entry: Entry) -> AsyncIterator[list[_Part]]:
+        """The parts that each turn's events have touched."""
+        left = len(self._parts)
+        async with self._client.submit(self._job.requests) as stream:
+            async for events in stream:
+                touched: dict[int, _Part] = {}
+                now_s = time.monotonic()
+                for event in events:
+                    part = self._parts[event.request_id, event.index]
+                    if part.choice.finish_reason is None:
+                        self._take(part, event, now_s)
+                        touched[part.index] = part
+                        left -= part.choice.finish_reason is not None
+                entry.started()
+                yield list(touched.values())
+                if not left:
+                    return
 
-def check_stream(params: SamplingParams, *, is_stream: bool) -> None:
-    """Refuse what a stream can't give."""
-    if is_stream and params.best_of is not None and params.best_of > params.n:
-        raise RequestError("best_of cannot be streamed.", param="best_of")
+    def _take(self, part: _Part, event: Event, now_s: float) -> None:
+        if event.prompt_logprobs is not None:
+            self._prompt_entries[event.request_id] = event.prompt_logprobs
+        self._cached.setdefault(event.request_id, event.cached_tokens)
+        part.text += part.choice.take(event)
+        part.ids += event.token_ids
+        part.entries += event.logprobs or ()
+        part.times.took(event, now_s)
+        if event.token_ids:
+            self._metrics.took(part.times, len(event.token_ids))
+        if part.choice.finish_reason is not None:
+            self._metrics.finished(part.times, part.choice.finish_reason)
+            if part.choice.is_cut:
+                self._client.cancel(event.request_id, event.index)
+
+    def _part(self, codec: TextCodec, number: int, request: Request, index: int) -> _Part:
+        params, job = request.params, self._job
+        writer = LogprobsWriter(
+            codec, as_ids=job.tokens_as_ids, skips_special=params.skip_special_tokens
+        )
+        at = number * params.sequence_count + index
+        echo = job.echo[number] if job.echo is not None else ""
+        return _Part(at, request, Choice(codec, request), writer, SequenceTimes.of(request), echo)
+
+    def _chunk(self, part: _Part) -> Chunk | Completion | None:
+        """What a part has to say now, or None to wait for more."""
+        choice, is_first = part.choice, not part.is_started
+        is_due = is_first or choice.finish_reason or len(part.ids) >= self._job.stream_interval
+        has_news = part.text or part.entries or choice.finish_reason or is_first
+        if not is_due or not (has_news or self._job.with_ids):
+            return None
+        head, usage = self._head(is_chunk=True), UNSET
+        part.is_started = True
+        if self._job.kind == "completion":
+            chunk: Chunk | Completion = Completion(
+                **head, choices=[self._text(part, is_first=is_first)], usage=usage
+            )
+        else:
+            chunk = Chunk(**head, choices=[self._delta(part, is_first=is_first)], usage=usage)
+            if is_first and self._job.with_ids:
+                chunk.prompt_token_ids = part.request.prompt_token_ids
+        if self._job.with_usage_always:
+            chunk.usage = self._usage()
+        part.text, part.ids, part.entries = "", [], []
+        return chunk
+
+    def _text(self, part: _Part, *, is_first: bool) -> CompletionChoice:
+        job, params, choice = self._job, part.request.params, part.choice
+        ids, entries, text = part.ids, list[TokenLogprobs | None](part.entries), part.text
+        before = self._prompt_entries.get(part.request.request_id, [])
+        if is_first and job.echo is not None:
+            ids, entries = [*part.request.prompt_token_ids, *ids], [*before, *entries]
+            text = part.echo + text
+        found = CompletionChoice(
+            index=part.index,
+            text=text,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+        )
+        if params.logprobs is not None and entries:
+            found.logprobs = part.writer.completion(ids, entries)
+        if job.with_ids:
+            found.token_ids = part.ids
+            if is_first:
+                found.prompt_token_ids = part.request.prompt_token_ids
+        if is_first and job.shows_prompt_logprobs:
+            found.prompt_logprobs = part.writer.prompt(before)
+        return found
+
+    def _message(self, part: _Part) -> ChatChoice:
+        choice, job = part.choice, self._job
+        wanted = part.request.params.logprobs is not None
+        return ChatChoice(
+            index=part.index,
+            message=Message(role=job.role, content=part.echo + part.text),
+            logprobs=part.writer.chat(part.entries) if wanted else None,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=part.ids if job.with_ids else UNSET,
+        )
+
+    def _delta(self, part: _Part, *, is_first: bool) -> DeltaChoice:
+        delta = Delta()
+        if is_first:
+            delta.role, part.text = self._job.role, part.echo + part.text
+        if part.text or is_first:
+            delta.content = part.text
+        wanted = part.request.params.logprobs is not None and part.entries
+        return DeltaChoice(
+            index=part.index,
+            delta=delta,
+            logprobs=part.writer.chat(part.entries) if wanted else None,
+            finish_reason=part.choice.finish_reason,
+            stop_reason=part.choice.stop_reason,
+            token_ids=part.ids if self._job.with_ids else UNSET,
+        )
+
+    def _head(self, *, is_chunk: bool) -> _Head:
+        names = {"completion": "text_completion", "chat": "chat.completion"}
+        name = names[self._job.kind]
+        if is_chunk and self._job.kind == "chat":
+            name += ".chunk"
+        return {
+            "id": self._job.id,
+            "object": name,
+            "created": self._created,
+            "model": self._job.model,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _usage(self) -> Usage:
+        prompt = self._job.prompt_tokens
+        completion = sum(len(part.choice.token_ids) for part in self._parts.values())
+        details = {"cached_tokens": sum(self._cached.values())}
+        if self._job.truncated_tokens:
+            details["truncated_tokens"] = self._job.truncated_tokens
+        shown = details if self._job.with_details or self._job.truncated_tokens else None
+        return Usage(prompt, completion, prompt + completion, shown)

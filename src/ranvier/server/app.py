@@ -1,310 +1,228 @@
-"""The HTTP application: routes, keys, errors. Everything is answered in one error envelope.
+"""The HTTP application: the table of routes, and those that only look something up.
 
-All routes but the probes need the key, where one is set. A client that goes away cancels its
-request.
+The way in: Front (id, key, metrics), the route, body, generate, answer; the way out: answer, wire,
+stream. Everything that fails is answered in one envelope.
 """
 
 from __future__ import annotations
 
-import hmac
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from ranvier.core.errors import CapacityError, ModelNotFound, RanvierError, RequestError
-from ranvier.core.limits import LIMITS
+from ranvier.core.errors import RequestError
+from ranvier.core.step import RunnerInfo
 from ranvier.engine.client import EngineClient
-from ranvier.server.answer import Answer, check_stream
-from ranvier.server.gate import Gate
+from ranvier.server.errors import HANDLERS, error_response, json_response
+from ranvier.server.front import OPEN_PATHS, Front
+from ranvier.server.generate import Generation
 from ranvier.server.metrics import Metrics
-from ranvier.server.protocol import ChatRequest, CompletionRequest, decode_body, sampling_params
+from ranvier.server.openapi import RouteRow, openapi
+from ranvier.server.options import ServerOptions
+from ranvier.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from ranvier.server.wire import Chat, Completion, ModelCard, ModelList
 from ranvier.text.codec import TextCodec
 from ranvier.version import __version__
 
-__all__ = ["ServerOptions", "make_app"]
+__all__ = ["make_app"]
 
-OPEN_PATHS = {"/health", "/live", "/ping", "/version"}
-TYPES = {400: "BadRequestError", 401: "UnauthorizedError", 404: "NotFoundError",
-         405: "MethodNotAllowedError", 413: "RequestTooLargeError",
-         503: "ServiceUnavailableError"}  # fmt: skip
-Call = Callable[[Request], Awaitable[Response]]
-LOG = logging.getLogger("ranvier.server")
+PATHS_OF_FILES = ("file", "path", "dir")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerOptions:
-    """What the front needs to know."""
+class Tokens(msgspec.Struct):
+    """The answer of /tokenize."""
 
-    model_name: str
-    api_keys: tuple[str, ...] = ()
-    is_strict: bool = False
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
 
 
-@dataclass
+class Text(msgspec.Struct):
+    """The answer of /detokenize."""
+
+    prompt: str
+
+
+class Version(msgspec.Struct):
+    """The answer of /version."""
+
+    version: str
+
+
+class Load(msgspec.Struct):
+    """The answer of /load."""
+
+    server_load: int
+
+
 class _Service:
-    options: ServerOptions
-    codec: TextCodec
-    client: EngineClient
-    metrics: Metrics
-    gate: Gate
-    created: int = 0
+    """The routes that look something up."""
 
-    async def completions(self, http: Request) -> Response:
-        body, unknown = await self._body(http, CompletionRequest)
-        self._check_model(body.model)
-        wanted = body.max_tokens if body.max_tokens is not None else 16
-        params = sampling_params(
-            body, self.codec.default_sampling_params(), max_tokens=wanted, logprobs=body.logprobs
-        )
-        if body.echo and body.logprobs is not None:
-            params = params.replace(prompt_logprobs=body.logprobs)
-        prompts = self._prompts(body.prompt)
-        return await self._answer(body, "completion", prompts, params, unknown)
-
-    async def chat(self, http: Request) -> Response:
-        body, unknown = await self._body(http, ChatRequest)
-        self._check_model(body.model)
-        if body.chat_template is not None:
-            raise RequestError("chat_template of a request is not trusted.", param="chat_template")
-        limit = body.max_completion_tokens or body.max_tokens
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        params = sampling_params(
-            body, self.codec.default_sampling_params(), max_tokens=limit, logprobs=logprobs
-        )
-        text = self.codec.render_chat(
-            [_message(m) for m in body.messages],
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
-            **(body.chat_template_kwargs or {}),
-        )
-        ids = self.codec.encode(text, add_special_tokens=False)
-        return await self._answer(body, "chat", [ids], params, unknown)
+    def __init__(self, generation: Generation, metrics: Metrics, created: int) -> None:
+        self._generation = generation
+        self._codec = generation.codec
+        self._client = generation.client
+        self._options = generation.options
+        self._metrics = metrics
+        self._created = created
 
     async def models(self, http: Request) -> Response:
-        name = http.path_params.get("name")
-        card = {
-            "id": self.options.model_name, "object": "model", "created": self.created,
-            "owned_by": "ranvier", "root": self.options.model_name, "parent": None,
-            "max_model_len": self.codec.model_len_max,
-        }  # fmt: skip
-        if name is None:
-            return _json({"object": "list", "data": [card]})
-        self._check_model(name)
-        return _json(card)
+        cards = [self._card(name) for name in self._options.model_names]
+        return json_response(ModelList(data=cards))
+
+    async def model(self, http: Request) -> Response:
+        name = http.path_params["name"]
+        self._generation.check_model(name)
+        return json_response(self._card(name))
 
     async def tokenize(self, http: Request) -> Response:
-        fields = await self._fields(http)
-        if "messages" in fields:
-            text: Any = self.codec.render_chat(fields["messages"])
-            special = False
+        body, _ = await self._generation.body(http, TokenizeRequest)
+        self._generation.check_model(body.model)
+        if body.messages is not None:
+            ids = await self._generation.render(body)
+        elif body.prompt is not None:
+            special = body.add_special_tokens is not False
+            ids = await self._generation.encode(body.prompt, special=special)
         else:
-            text, special = fields.get("prompt", 0), bool(fields.get("add_special_tokens", True))
-        if not isinstance(text, str):
-            raise RequestError("prompt must be a string.", param="prompt")
-        ids = self.codec.encode(text, add_special_tokens=special)
-        return _json({"count": len(ids), "max_model_len": self.codec.model_len_max, "tokens": ids})
+            raise RequestError("Give prompt or messages.", param="prompt")
+        strings = [self._codec.token_text(i) for i in ids] if body.return_token_strs else None
+        return json_response(Tokens(len(ids), self._codec.model_len_max, ids, strings))
 
     async def detokenize(self, http: Request) -> Response:
-        ids = (await self._fields(http)).get("tokens")
-        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-            raise RequestError("tokens must be a list of token ids.", param="tokens")
-        return _json({"prompt": self.codec.decode(ids, skip_special_tokens=False)})
+        body, _ = await self._generation.body(http, DetokenizeRequest)
+        self._generation.check_model(body.model)
+        for token in body.tokens:
+            if token >= self._codec.vocab_size:
+                raise RequestError(
+                    f"tokens: id {token} is not in [0, {self._codec.vocab_size}).", param="tokens"
+                )
+        text = await asyncio.to_thread(self._codec.decode, body.tokens, skip_special_tokens=False)
+        return json_response(Text(text))
+
+    async def tokenizer_info(self, http: Request) -> Response:
+        config = {
+            key: value
+            for key, value in self._codec.tokenizer_config.items()
+            if not key.endswith(PATHS_OF_FILES) and "name_or_path" not in key
+        }
+        kind = config.get("tokenizer_class", "PreTrainedTokenizerFast")
+        template = self._codec.chat_template
+        return json_response({**config, "tokenizer_class": kind, "chat_template": template})
 
     async def health(self, http: Request) -> Response:
-        trouble = "The server is draining." if self.gate.is_draining else self.client.trouble()
-        return Response() if trouble is None else _error(503, trouble, None)
+        is_draining = self._generation.gate.is_draining
+        trouble = "The server is draining." if is_draining else self._client.trouble()
+        return Response() if trouble is None else error_response(503, trouble)
 
-    async def show_metrics(self, http: Request) -> Response:
-        return PlainTextResponse(self.metrics.render(self.client.stats()))
+    async def live(self, http: Request) -> Response:
+        return Response()
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self.options.model_name:
-            raise ModelNotFound(
-                f"The model {name!r} does not exist; served: {self.options.model_name!r}.",
-                param="model",
-            )
+    async def version(self, http: Request) -> Response:
+        return json_response(Version(__version__))
 
-    def _prompts(self, prompt: Any) -> list[list[int]]:
-        several = prompt if isinstance(prompt, list) and _is_nested(prompt) else [prompt]
-        if len(several) > LIMITS.prompts_max:
-            raise RequestError(
-                f"{len(several)} prompts, at most {LIMITS.prompts_max}.", param="prompt"
-            )
-        return [self.codec.encode(p) if isinstance(p, str) else list(p) for p in several]
+    async def metrics(self, http: Request) -> Response:
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self._metrics.render(), headers={"content-type": kind})
 
-    async def _answer(
-        self, body: Any, kind: str, prompts: list[list[int]], params: Any, unknown: list[str]
-    ) -> Response:
-        check_stream(params, is_stream=body.stream)
-        echo = bool(getattr(body, "echo", False))
-        answer = Answer(
-            kind, self.codec, self.client, self.options.model_name, prompts, params, echo
-        )
-        answer.check_lengths()
-        entry = self.gate.enter()
-        headers = {"x-request-id": answer.id}
-        if unknown:
-            headers["x-ignored-params"] = ",".join(unknown)
-            self.metrics.ignored.inc(len(unknown))
-        if not body.stream:
-            with entry:
-                return _json(await answer.whole(), headers=headers)
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        stream = _sse(answer.chunks(with_usage=with_usage), entry)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    async def load(self, http: Request) -> Response:
+        return json_response(Load(self._generation.gate.open_count))
 
-    async def _body(self, http: Request, kind: type[Any]) -> tuple[Any, list[str]]:
-        return decode_body(await _read(http), kind, is_strict=self.options.is_strict)
+    async def reset_prefix_cache(self, http: Request) -> Response:
+        self._client.reset_prefix_cache()
+        return Response()
 
-    async def _fields(self, http: Request) -> dict[str, Any]:
-        try:
-            fields = msgspec.json.decode(await _read(http))
-        except msgspec.DecodeError:
-            raise RequestError("The body is not valid JSON.") from None
-        if not isinstance(fields, dict):
-            raise RequestError("The body must be a JSON object.")
-        return fields
+    def _card(self, name: str) -> ModelCard:
+        length = self._codec.model_len_max
+        return ModelCard(id=name, created=self._created, root=name, max_model_len=length)
+
+    def rows(self) -> list[RouteRow]:
+        """The table of routes, by the options."""
+        generation, options = self._generation, self._options
+        rows = [
+            RouteRow("POST", "/v1/completions", generation.completions, "Complete prompts.",
+                     CompletionRequest, Completion),
+            RouteRow("POST", "/v1/chat/completions", generation.chat, "Answer a conversation.",
+                     ChatRequest, Chat),
+            RouteRow("GET", "/v1/models", self.models, "The served models.", None, ModelList),
+            RouteRow("GET", "/v1/models/{name:path}", self.model, "One model.", None, ModelCard),
+            RouteRow("POST", "/tokenize", self.tokenize, "Text to ids.", TokenizeRequest, Tokens),
+            RouteRow("POST", "/detokenize", self.detokenize, "Ids to text.",
+                     DetokenizeRequest, Text),
+            RouteRow("GET", "/health", self.health, "200 while requests can be served."),
+            RouteRow("GET", "/live", self.live, "200 while the process runs."),
+            RouteRow("GET", "/ping", self.health, "As /health."),
+            RouteRow("POST", "/ping", self.health, "As /health."),
+            RouteRow("GET", "/version", self.version, "Ranvier's version.", None, Version),
+            RouteRow("GET", "/metrics", self.metrics, "Prometheus metrics, as text."),
+        ]  # fmt: skip
+        if options.enable_tokenizer_info_endpoint:
+            rows.append(RouteRow("GET", "/tokenizer_info", self.tokenizer_info, "Its config."))
+        if options.enable_server_load_tracking:
+            rows.append(RouteRow("GET", "/load", self.load, "Open requests.", None, Load))
+        if options.server_dev_mode:
+            path, handler = "/reset_prefix_cache", self.reset_prefix_cache
+            rows.append(RouteRow("POST", path, handler, "Forget cached prefixes."))
+        return rows
 
 
 def make_app(
-    options: ServerOptions, codec: TextCodec, client: EngineClient, *, created: int = 0
+    options: ServerOptions,
+    codec: TextCodec,
+    client: EngineClient,
+    info: RunnerInfo,
+    *,
+    created: int = 0,
 ) -> Starlette:
-    """The ASGI application over a running engine."""
-    gate = Gate()
-    service = _Service(options, codec, client, Metrics(options.model_name), gate, created)
+    """The ASGI application over a running engine. `state.gate` is its gate."""
+    metrics = Metrics(options, info.model_len_max)
+    generation = Generation(options, codec, client, metrics, info)
+    metrics.attach(client.stats, generation.gate)
+    client.on_stats = metrics.heard
+    rows = _Service(generation, metrics, created).rows()
+    routes = _routes(rows)
+    if not options.disable_fastapi_docs:
+        document = openapi(rows, has_keys=bool(options.api_keys), open_paths=OPEN_PATHS)
 
-    async def alive(http: Request) -> Response:
-        return Response(status_code=200)
+        async def show(http: Request) -> Response:
+            return json_response(document)
 
-    async def version(http: Request) -> Response:
-        return _json({"version": __version__})
-
-    routes = [
-        Route("/v1/completions", service.completions, methods=["POST"]),
-        Route("/v1/chat/completions", service.chat, methods=["POST"]),
-        Route("/v1/models", service.models),
-        Route("/v1/models/{name:path}", service.models),
-        Route("/tokenize", service.tokenize, methods=["POST"]),
-        Route("/detokenize", service.detokenize, methods=["POST"]),
-        Route("/health", service.health),
-        Route("/live", alive),
-        Route("/ping", service.health, methods=["GET", "POST"]),
-        Route("/version", version),
-        Route("/metrics", service.show_metrics),
-    ]
-    handlers: Any = {RanvierError: _on_error, HTTPException: _on_http, Exception: _on_bug}
-    key = Middleware(_Keys, keys=options.api_keys)
-    app = Starlette(routes=routes, middleware=[key], exception_handlers=handlers)
-    app.state.gate = gate
+        routes.append(Route("/openapi.json", show, methods=["GET"]))
+    paths = frozenset(route.path for route in routes)
+    middleware: list[Any] = [Middleware(Front, options, metrics.http, paths)]
+    if options.allowed_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=options.allowed_origins,
+            allow_methods=options.allowed_methods,
+            allow_headers=options.allowed_headers,
+            allow_credentials=options.allow_credentials,
+        )
+        middleware.insert(0, cors)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
+    app.state.gate = generation.gate
     return app
 
 
-class _Keys(BaseHTTPMiddleware):
-    """Compares keys in constant time; every route but the probes."""
-
-    def __init__(self, app: Any, keys: tuple[str, ...]) -> None:
-        super().__init__(app)
-        self._keys = [key.encode() for key in keys]
-
-    async def dispatch(self, request: Request, call_next: Call) -> Response:
-        if not self._keys or request.url.path in OPEN_PATHS or self._is_known(request):
-            return await call_next(request)
-        return _error(401, "The API key is missing or wrong.", None)
-
-    def _is_known(self, request: Request) -> bool:
-        given = request.headers.get("x-api-key", "")
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            given = token
-        return any([hmac.compare_digest(given.encode(), key) for key in self._keys])
-
-
-async def _read(http: Request) -> bytes:
-    parts, size = [], 0
-    async for part in http.stream():
-        size += len(part)
-        if size > LIMITS.request_bytes_max:
-            raise HTTPException(413, f"The body is larger than {LIMITS.request_bytes_max} bytes.")
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _sse(
-    chunks: AsyncIterator[dict[str, Any]], entry: AbstractContextManager[None]
-) -> AsyncIterator[bytes]:
-    """Server-sent events; an error after the start is a data line of its own."""
-    try:
-        with entry:
-            async for chunk in chunks:
-                yield b"data: " + msgspec.json.encode(chunk) + b"\n\n"
-    except RanvierError as error:
-        yield (
-            b"data: " + msgspec.json.encode(_envelope(error.status, error.message, None)) + b"\n\n"
-        )
-    yield b"data: [DONE]\n\n"
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with its text parts joined. Raises RequestError for other parts."""
-    content = message.get("content")
-    if not isinstance(message.get("role"), str):
-        raise RequestError("A message has no role.", param="messages")
-    if not isinstance(content, list):
-        return message
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise RequestError(f"Content of type {kind!r} is not supported.", param="messages")
-    return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
-
-
-def _is_nested(prompt: list[Any]) -> bool:
-    """Whether a list holds prompts rather than ids. Raises RequestError for a mixture."""
-    kinds = {type(item) for item in prompt}
-    if len(kinds) > 1:
-        raise RequestError("prompt mixes ids, strings and lists.", param="prompt")
-    return bool(kinds) and int not in kinds
-
-
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = msgspec.json.encode(value)
-    return Response(body, status, headers=headers, media_type="application/json")
-
-
-def _envelope(status: int, message: str, param: str | None) -> dict[str, Any]:
-    kind = TYPES.get(status, "InternalServerError")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
-
-
-def _error(status: int, message: str, param: str | None) -> Response:
-    return _json(_envelope(status, message, param), status)
-
-
-async def _on_error(http: Request, error: Exception) -> Response:
-    assert isinstance(error, RanvierError)
-    message = f"{error.message} {error.hint}".strip()
-    response = _error(error.status, message, getattr(error, "param", None))
-    if isinstance(error, CapacityError):
-        response.headers["retry-after"] = str(error.retry_after_s)
-    return response
-
-
-async def _on_http(http: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail, None)
-
-
-async def _on_bug(http: Request, error: Exception) -> Response:
-    LOG.exception("internal error", exc_info=error)
-    return _error(500, "Internal error.", None)
+def _routes(rows: Sequence[RouteRow]) -> list[Route]:
+    """One route a path: a method that it lacks is answered with 405."""
+    by_path: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        by_path.setdefault(row.path, {})[row.method] = row.handler
+    return [
+        Route(path, next(iter(handlers.values())), methods=list(handlers))
+        for path, handlers in by_path.items()
+    ]

@@ -1,118 +1,139 @@
-"""Bodies of requests, by OpenAI's and vLLM's names; one struct a route, unknown fields reported.
+"""Bodies of requests by OpenAI's and vLLM's names, one struct a route; /openapi.json shows them.
 
-A known field that can't be honoured is refused by name; an unknown one is listed in a response
-header, or refused under --strict-params.
+A field that is here is honoured. UNSUPPORTED lists the known ones that are not, with the values
+that mean "not asked for".
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from ranvier.core.errors import RequestError
-from ranvier.core.sampling import SamplingParams
+__all__ = [
+    "UNSUPPORTED",
+    "ChatRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "GenerateRequest",
+    "StreamOptions",
+    "TokenizeRequest",
+]
 
-__all__ = ["ChatRequest", "CompletionRequest", "decode_body", "sampling_params"]
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
+Positive = Annotated[int, Meta(ge=1, lt=2**31)]
+Token = Annotated[int, Meta(ge=0, lt=2**31)]
+Unit = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
+Salt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]+$")]
+Side = Annotated[str, Meta(pattern="^(left|right)$")]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     """stream_options."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
-class _Common(msgspec.Struct, kw_only=True):
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """What completions and chat completions share."""
+
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    n: int | None = None
-    best_of: int | None = None
-    seed: int | None = None
+    stream_interval: Positive | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
+    min_p: Unit | None = None
+    n: Positive | None = None
+    best_of: Positive | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
+    stop_token_ids: list[Token] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    logit_bias: dict[int, Bias] | None = None
+    allowed_token_ids: list[Token] | None = None
     bad_words: list[str] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    min_tokens: int = 0
-    prompt_logprobs: int | None = None
-    skip_special_tokens: bool = True
-    truncate_prompt_tokens: int | None = None
-    return_tokens_as_token_ids: bool = False
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Count | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
+    truncation_side: Side | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    request_id: Name | None = None
+    cache_salt: Salt | None = None
     user: str | None = None
 
 
-class CompletionRequest(_Common, kw_only=True):
+class CompletionRequest(GenerateRequest, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[int | str | list[int]]
-    echo: bool = False
-    logprobs: int | None = None
-    suffix: str | None = None
+    prompt: str | list[Token | str | list[Token]]
+    echo: bool | None = False
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_special_tokens: bool | None = None
 
 
-class ChatRequest(_Common, kw_only=True):
+class ChatRequest(GenerateRequest, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = False
+    add_special_tokens: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    response_format: dict[str, Any] | None = None
 
 
-UNSUPPORTED = ("suffix", "tools", "response_format", "structured_outputs", "use_beam_search")
-PLAIN = {"none", "auto", "text"}
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a prompt, or messages through the template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
-def decode_body(body: bytes, kind: type[Any], *, is_strict: bool) -> tuple[Any, list[str]]:
-    """(request, names of unknown fields). Raises RequestError with the field's name."""
-    try:
-        fields = msgspec.json.decode(body)
-        request = msgspec.convert(fields, kind, strict=False)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".").split("[")[0]
-        raise RequestError(f"{field or 'body'}: {message}.", param=field or None) from None
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        raise RequestError("The body is not valid JSON.") from None
-    for name in UNSUPPORTED:
-        value = fields.get(name)
-        is_plain = isinstance(value, dict) and value.get("type") in PLAIN
-        if value and not is_plain:
-            raise RequestError(f"{name} is not supported yet.", param=name)
-    unknown = sorted(set(fields) - set(kind.__struct_fields__) - set(UNSUPPORTED))
-    if unknown and is_strict:
-        raise RequestError(f"Unknown fields: {', '.join(unknown)}.", param=unknown[0])
-    return request, unknown
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[Token]
 
 
-def sampling_params(
-    request: _Common, defaults: SamplingParams, *, max_tokens: int | None, logprobs: int | None
-) -> SamplingParams:
-    """The request's parameters over the model's defaults. Raises RequestError."""
-    fields = {name: getattr(defaults, name) for name in SamplingParams.__struct_fields__}
-    for name in fields:
-        value = getattr(request, name, None)
-        if value is not None and name not in ("logprobs", "max_tokens"):
-            fields[name] = value
-    fields.update(max_tokens=max_tokens, logprobs=logprobs)
-    return SamplingParams(**fields)
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "suffix": (), "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True,),
+    "functions": ([],), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+    "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (),
+    "guided_grammar": (), "guided_whitespace_pattern": (), "guided_decoding_backend": (),
+    "reasoning_effort": (), "include_reasoning": (True,), "thinking_token_budget": (),
+    "use_beam_search": (False,), "length_penalty": (1, 1.0), "early_stopping": (False,),
+    "logprob_token_ids": (), "spaces_between_special_tokens": (True,), "prompt_embeds": (),
+    "media_io_kwargs": (), "mm_processor_kwargs": (), "modalities": (["text"],), "audio": (),
+    "prediction": (), "web_search_options": (), "priority": (0,), "session_id": (),
+    "return_token_offsets": (False,), "return_prompt_text": (False,), "repetition_detection": (),
+    "vllm_xargs": (), "kv_transfer_params": (), "ec_transfer_params": (), "mm_payload": (),
+    "return_mm_kwargs": (False,), "routed_experts_prompt_start": (), "watermarking": (),
+}  # fmt: skip
+"""Known fields that are not supported: null and these values are taken, any other is a 400."""

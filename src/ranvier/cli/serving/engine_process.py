@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 
+from ranvier.cli.serving.log import configure_logging
 from ranvier.cli.settings import Options
 from ranvier.core.errors import InternalError, RanvierError
 from ranvier.engine.loop import Engine
@@ -29,6 +30,7 @@ END_S = 2.0
 def main(path: str) -> int:
     """Build or load, say so, then serve. The exit code is the error's."""
     faulthandler.register(signal.SIGUSR1)
+    configure_logging(form="text", level="INFO")
     start_s = time.perf_counter()
     options = Options(**json.load(sys.stdin))
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

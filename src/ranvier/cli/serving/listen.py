@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +12,15 @@ from pathlib import Path
 import uvicorn
 
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.front import FrontOptions
+from ranvier.cli.front import FrontOptions, server_options
 from ranvier.cli.serving.host import EngineHost
 from ranvier.cli.serving.shutdown import Shutdown
-from ranvier.cli.settings import Options
+from ranvier.cli.settings import Options, say
 from ranvier.cli.wire import open_codec
 from ranvier.core.limits import LIMITS
 from ranvier.engine.message import Ready
-from ranvier.server.app import ServerOptions, make_app
+from ranvier.server.app import make_app
+from ranvier.server.log import StatsLine
 
 __all__ = ["Listener"]
 
@@ -37,14 +37,12 @@ class Listener:
         assert host.client is not None
         self._front = front
         self._client = host.client
-        name = front.served_model_name[0] if front.served_model_name else options.model
-        server = ServerOptions(
-            model_name=name, api_keys=front.api_key, is_strict=front.strict_params
-        )
         size = int(read_manifest(folder).model["vocab_size"])
         codec = open_codec(folder, size, ready.info.model_len_max, options)
-        self._name = name
-        self._app = make_app(server, codec, self._client, created=int(time.time()))
+        self._codec = codec
+        self._server = server_options(front, options.model, ready.cache)
+        created = int(time.time())
+        self._app = make_app(self._server, codec, self._client, ready.info, created=created)
 
     async def run(
         self, listener: socket.socket, shutdown: Shutdown, *, on_ready: Callable[[], None]
@@ -54,26 +52,56 @@ class Listener:
         config = uvicorn.Config(
             self._app,
             lifespan="off",
+            log_config=None,
             log_level="warning",
             access_log=False,
+            server_header=False,
             root_path=front.root_path,
+            timeout_keep_alive=front.timeout_keep_alive,
             h11_max_incomplete_event_size=LIMITS.header_bytes_max,
             timeout_graceful_shutdown=CLOSE_S,
+            ssl_keyfile=front.ssl_keyfile,
+            ssl_certfile=front.ssl_certfile,
+            ssl_ca_certs=front.ssl_ca_certs,
+            ssl_cert_reqs=front.ssl_cert_reqs,
+            ssl_ciphers=front.ssl_ciphers,
         )
         server = _Server(config)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
+        await asyncio.to_thread(self._codec.templates.start)
         on_ready()
-        where = front.uds or f"http://{front.host}:{listener.getsockname()[1]}"
-        print(f"ranvier: ready at {where} (model {self._name})", file=sys.stderr, flush=True)
-        await shutdown.asked.wait()
+        say(f"ready at {self._where(listener)} (model {self._server.model_name})")
+        counting = asyncio.ensure_future(self._count())
+        await asyncio.wait(
+            [asyncio.ensure_future(shutdown.asked.wait()), serving],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         await self._drain(shutdown)
+        counting.cancel()
         await self._client.close()
+        self._codec.templates.close()
         server.should_exit = True
         server.force_exit = shutdown.insisted.is_set()
         await serving
         return 0
+
+    def _where(self, listener: socket.socket) -> str:
+        front = self._front
+        if front.uds:
+            return front.uds
+        host = f"[{front.host}]" if ":" in front.host else front.host
+        scheme = "https" if front.ssl_certfile else "http"
+        return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+    async def _count(self) -> None:
+        """A line of throughput now and then."""
+        every_s = self._front.log_stats_interval
+        line = StatsLine(self._client.stats, time.monotonic())
+        while every_s > 0:
+            await asyncio.sleep(every_s)
+            line.log(time.monotonic())
 
     async def _drain(self, shutdown: Shutdown) -> None:
         """Let open requests finish; refuse new ones. A second signal ends it."""
