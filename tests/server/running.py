@@ -56,6 +56,22 @@ class Server:
         await task
         await self.client.close()
 
+    def hold(self):
+        """Stop a simulated device before its next step until the event is set."""
+        event = threading.Event()
+
+        def wait(plan):
+            assert event.wait(30)
+
+        self.engine.runner.on_step = wait
+        return event
+
+    def is_idle(self):
+        """Whether nothing is open and every block is back."""
+        pool = self.engine.scheduler.pool
+        is_empty = not self.engine.has_work and self.app.state.gate.open_count == 0
+        return is_empty and pool.free == pool.total
+
     def stop(self):
         self.server.should_exit = True
         self.thread.join(20)

@@ -5,6 +5,7 @@ Every refusal is a RequestError that names the field. Unknown fields are told, n
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from ranvier.server.protocol import UNSUPPORTED
 
 __all__ = ["decode_body", "read_body"]
 
+FIELD = re.compile(r"`\$\.(\w+)")
 T = TypeVar("T")
 
 
@@ -60,8 +62,9 @@ def _convert(fields: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".").split("[")[0].split(".")[0] or _missing(message)
+        message = str(error).partition(" - at `")[0]
+        place = FIELD.search(str(error))
+        field = place[1] if place else _missing(message)
         raise RequestError(f"{field or 'body'}: {message}.", param=field or None) from None
     except (RecursionError, ValueError, OverflowError):
         raise RequestError("The body holds a value out of range.") from None

@@ -36,6 +36,11 @@ COMPLETION_TOKENS = 16
 """Of a completion that does not say how many, as OpenAI's."""
 OFF_LOOP_CHARS = 4096
 """Longer texts are encoded in a thread."""
+RESERVED = {
+    "self", "messages", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize",
+}  # fmt: skip
+"""What chat_template_kwargs may not replace."""
 T = TypeVar("T")
 
 
@@ -127,6 +132,12 @@ class Generation:
                 hint="Start the server with --trust-request-chat-template.",
             )
         kwargs = {**self.options.default_chat_template_kwargs, **(body.chat_template_kwargs or {})}
+        reserved = sorted(RESERVED & kwargs.keys())
+        if reserved:
+            raise RequestError(
+                f"chat_template_kwargs may not set {', '.join(reserved)}.",
+                param="chat_template_kwargs",
+            )
         documents = getattr(body, "documents", None)
         if documents is not None:
             kwargs["documents"] = documents

@@ -1,0 +1,34 @@
+"""The real app on a simulated engine: milliseconds to start, the same wire."""
+
+from __future__ import annotations
+
+from ranvier.core.buckets import BucketSet
+from ranvier.core.config import EngineConfig
+from ranvier.core.step import RunnerInfo
+from ranvier.engine.loop import Engine
+from ranvier.server.app import make_app
+from ranvier.server.options import ServerOptions
+from ranvier.sim.runner import SimulatedRunner
+from ranvier.text.codec import TextCodec
+from tests.conftest import TEMPLATE, byte_tokenizer
+from tests.server.running import Server
+
+VOCAB, LENGTH = 259, 96
+CONFIG = {
+    "chat_template": TEMPLATE, "eos_token": "</s>", "bos_token": "<s>", "name_or_path": "/secret",
+}  # fmt: skip
+
+
+def simulated(step_s=0.0, blocks=200, rows=4, **options):
+    """A running server; `engine.runner.on_step` may be replaced to hold the device."""
+    info = RunnerInfo(
+        buckets=BucketSet(tokens=(1, 8, 32)), rows_max=rows, block_tokens=4, block_count=blocks,
+        model_len_max=LENGTH, vocab_size=VOCAB, logprobs_max=20, edits_max=1200,
+    )  # fmt: skip
+    codec = TextCodec(
+        byte_tokenizer(VOCAB), CONFIG, {"eos_token_id": 2}, vocab_size=VOCAB, model_len_max=LENGTH
+    )
+    engine = Engine(SimulatedRunner(info), EngineConfig(max_num_batched_tokens=32))
+    options.setdefault("model_names", ("sim",))
+    settings = ServerOptions(**options)
+    return Server(engine, lambda client: make_app(settings, codec, client, info, created=7))
