@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ranvier.targets.neuron import errors
+from ranvier.targets.neuron import errors, legality
 from ranvier.targets.neuron.config.field import Derived, Field
 from ranvier.targets.neuron.config.rules import PLUGIN_RULES, RULES, Rule
 from ranvier.targets.neuron.config.table import GROUPS
@@ -83,7 +83,40 @@ def neuron_troubleshooting() -> str:
     ) + "\n"  # fmt: skip
 
 
+def neuron_legality() -> str:
+    """docs/neuron/legality.md: the rules that every program for Neuron is checked against."""
+    rows = [
+        f"| {rule.name} | {', '.join(f'`{op}`' for op in rule.ops) or 'every'} | "
+        f"{'all' if rule.targets == legality.ALL else ', '.join(rule.targets)} | {rule.code} | "
+        f"{rule.advice} | {rule.source} |"
+        for rule in legality.RULES
+    ]
+    return "\n".join(
+        [
+            "# Legality: what a program for Neuron may hold", "", NOTE, "",
+            "`ranvier compile --target neuron-...` reads the StableHLO of every program and "
+            "refuses what the compiler",
+            "would refuse, or get wrong, before the compiler is started. A violation names the "
+            "operation, its place (the",
+            "path of named scopes), the rule, its code and what to do. The tests lower every "
+            "program of every model family",
+            "for platform `neuron` and find none; each rule has a small program that it finds.", "",
+            "The rules come from AWS's documentation and public issues. No modern list of "
+            "operators is public, and nothing",
+            "here was run on hardware: `neuronx-cc list-operators --framework XLA` on an "
+            "installed compiler is the authority.", "",
+            "| rule | operations | targets | code | what to do | source |",
+            "|---|---|---|---|---|---|",
+            *rows, "",
+            "`RNV` codes are Ranvier's own. An index out of range cannot be seen in a program "
+            "(EVRF031, EVRF056): padding",
+            "writes to a block that nobody reads, and the tests fill unwritten memory with NaN.",
+        ]
+    ) + "\n"  # fmt: skip
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/neuron/legality.md": neuron_legality,
     "docs/neuron/troubleshooting.md": neuron_troubleshooting,
     "docs/neuron-config-nested.md": neuron_config_nested,
     "docs/neuron-config.md": neuron_config,
