@@ -47,7 +47,7 @@ def test_all_instances_come_with_those_that_fit_first(capsys):
     assert code == 0
     fits = [plan["fits"] for plan in document["instances"]]
     assert fits == sorted(fits, reverse=True)
-    assert document["instances"][0]["instance"] == "trn1.32xlarge"
+    assert document["instances"][0]["instance"] == "inf2.48xlarge"
 
 
 def test_prices_decide_the_order(capsys, tmp_path):

@@ -118,15 +118,28 @@ def test_int8_weights_take_half():
     assert half.bytes_of("weights: norms") == whole.bytes_of("weights: norms")
 
 
-def test_degrees_name_their_reason():
-    legal = {d.size: d for d in degrees(LLAMA_8B, find_instance("inf2.48xlarge"))}
-    assert [t for t, d in legal.items() if d.is_legal] == [1, 2, 4, 8]
-    assert "32 query heads do not divide by 12" in legal[12].problem
+def test_degrees_name_what_they_cost_or_why_they_are_none():
+    table = {d.size: d for d in degrees(LLAMA_8B, find_instance("inf2.48xlarge"))}
+    assert all(d.is_legal for d in table.values())
+    assert table[8].note == ""
+    assert "query heads are padded from 32 to 36" in table[12].note
+    assert "8 KV heads become 36, one a query head" in table[12].note
+    assert "each KV head is stored 3 times" in table[24].note
     small = {d.size: d for d in degrees(LLAMA_8B, find_instance("inf2.xlarge"))}
     assert "exceeds the 2 logical cores" in small[4].problem
     wide = {d.size: d for d in degrees(LLAMA_70B, find_instance("trn2.48xlarge"))}
     assert wide[64].is_legal
     assert wide[64].note == "each KV head is stored 8 times"
+
+
+def test_padding_is_counted():
+    """TP 24 on inf2, as AWS benchmarks it: 72 query heads, 24 KV heads, an MLP of 24 x 1195."""
+    report = fit(LLAMA_70B, SIZES, find_instance("inf2.48xlarge"), 24)
+    assert report.fits
+    attention = 80 * 8192 * 128 * 2 * (2 * 3 + 2 * 1)
+    assert report.bytes_of("weights: attention") == attention
+    assert report.bytes_of("weights: mlp") == pytest.approx(80 * 3 * 8192 * 1195 * 2, abs=2)
+    assert report.bytes_of("kv cache") == 2 * 80 * 513 * 32 * 1 * 128 * 2
 
 
 def test_illegal_degree_is_a_problem_of_the_report():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,16 +160,13 @@ def _single(plan: Plan) -> str:
 def _degrees(plan: Plan) -> str:
     rows = [["TP", "legal", "fits", "GiB a core", "decode ms", "why, or what it costs"]]
     for entry in plan.degrees:
-        rows.append(
-            [
-                str(entry.degree.size),
-                "yes" if entry.degree.is_legal else "no",
-                "yes" if entry.memory.fits else "no",
-                f"{entry.memory.total_bytes / GIB:.2f}",
-                f"{entry.decode.seconds * 1e3:.2f}",
-                entry.degree.problem or entry.degree.note,
-            ]
-        )
+        size = str(entry.degree.size)
+        if not entry.degree.is_legal:
+            rows.append([size, "no", "", "", "", entry.degree.problem])
+            continue
+        used, ms = entry.memory.total_bytes / GIB, entry.decode.seconds * 1e3
+        fits = "yes" if entry.memory.fits else "no"
+        rows.append([size, "yes", fits, f"{used:.2f}", f"{ms:.2f}", entry.degree.note])
     return _table(rows, left=(5,))
 
 
@@ -186,10 +184,10 @@ def _buckets(plan: Plan) -> str:
         f"{own.decode_padding:.0%} of decode"
     )
     if plan.compile is not None:
+        minutes, host = math.ceil(plan.compile.seconds / 60), plan.compile.host_bytes / GIB
         lines.append(
-            f"compile: about {plan.compile.seconds / 60:.0f} min with {plan.compile.workers} "
-            f"compilers at once, {plan.compile.host_bytes / GIB:.0f} GiB of host memory "
-            f"({FORMULA})"
+            f"compile: about {minutes} min with {plan.compile.workers} compilers at once, "
+            f"{host:.0f} GiB of host memory ({FORMULA})"
         )
     return "\n".join(["buckets", *(f"  {line}" for line in lines)])
 

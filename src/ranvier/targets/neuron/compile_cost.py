@@ -18,6 +18,8 @@ SECONDS_AT_1B = 42.5
 EXPONENT = 0.7
 WORKER_BYTES = 8 * GIB
 LAYER_BYTES = GIB // 8
+WORKERS_MAX = 8
+"""vllm-neuron 0.24's default number of compilers at once."""
 FORMULA = (
     "programs x 42.5 s x (billions of weights)^0.7 / workers; "
     "host memory: workers x (8 GiB + layers x 1/8 GiB)"
@@ -46,6 +48,6 @@ def compile_cost(
     room = (
         1 if host_bytes is None or vcpus is None else min(int(0.8 * host_bytes) // each, vcpus // 2)
     )
-    workers = max(1, min(program_count, room))
+    workers = max(1, min(program_count, room, WORKERS_MAX))
     one = SECONDS_AT_1B * (model.parameters / 1e9) ** EXPONENT
     return CompileCost(program_count * one / workers, workers * each, workers)

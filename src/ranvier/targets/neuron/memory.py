@@ -215,14 +215,14 @@ def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int) -> Degr
             f"tensor_parallel_size={t} is not among the degrees published for "
             f"{instance.chip.name}: {listed}"
         )
-    elif model.heads % t:
-        problem = f"{model.heads} query heads do not divide by {t}"
-    elif rule.case == "converted to mha":
-        problem = f"{model.kv_heads} KV heads and {t} cores: neither divides the other"
-    elif model.intermediate % t:
-        problem = f"intermediate_size={model.intermediate} does not divide by {t}"
+    if rule.query_heads > model.heads:
+        notes.append(f"query heads are padded from {model.heads} to {rule.query_heads}")
+    if rule.case == "converted to mha":
+        notes.append(f"{model.kv_heads} KV heads become {rule.kv_heads}, one a query head")
     if rule.case == "replicated" and rule.kv_heads > model.kv_heads:
         notes.append(f"each KV head is stored {rule.kv_heads // model.kv_heads} times")
+    if model.intermediate % t:
+        notes.append(f"the MLP is padded to a multiple of {t}")
     if model.vocab_size % t:
         notes.append(f"the vocabulary is padded to a multiple of {t}")
     return Degree(t, problem, "; ".join(notes))
@@ -262,7 +262,10 @@ def _share(group: WeightGroup, rule: GqaRule, model: ModelNumbers, t: int) -> tu
     if group.sharding == "replicated":
         return 1.0, ""
     if group.sharding == "even":
-        return 1 / t, f" / {t}"
+        whole = {"mlp": model.intermediate, "embedding": model.vocab_size, "head": model.vocab_size}
+        size = whole.get(group.kind, t)
+        padded = math.ceil(size / t) * t
+        return padded / size / t, f" x {padded}/{size} / {t}" if padded > size else f" / {t}"
     stored, heads = rule.query_heads, model.heads
     if group.sharding == "kv":
         stored, heads = rule.kv_heads, model.kv_heads
