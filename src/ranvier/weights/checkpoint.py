@@ -5,6 +5,7 @@ Config and tensors by Hugging Face's names. Opens nothing outside the model's fo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from ranvier.weights.folder import ModelFolder
 from ranvier.weights.quantised import QuantTensor
 from ranvier.weights.revision import content_revision
 from ranvier.weights.safetensors import SafetensorsFile
+from ranvier.weights.stored.folder import QuantisedTensors
+from ranvier.weights.stored.table import stored_convention
 
 __all__ = ["Checkpoint", "FolderCheckpoint", "open_checkpoint"]
 
@@ -113,22 +116,26 @@ class FolderCheckpoint:
         return self._folder.tokenizer_json()
 
     def tensor_names(self) -> list[str]:
-        return sorted(self._files)
+        return self._quantised.names() if self._quantised else sorted(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._file(name).shape(name)
+        return self._quantised.shape(name) if self._quantised else self._file(name).shape(name)
 
     def read(self, name: str) -> NDArray[Any]:
-        return self._file(name).read(name)
+        return self._quantised.read(name) if self._quantised else self._file(name).read(name)
 
     def read_quantised(self, name: str) -> QuantTensor | None:
-        """None: every tensor of a folder is stored dense."""
-        self._file(name)
-        return None
+        """A matrix at its own width, by quantization_config. Raises CheckpointError."""
+        return self._quantised.read_quantised(name) if self._quantised else None
 
     @property
     def quantisation(self) -> str | None:
-        return None
+        return self._quantised.name if self._quantised else None
+
+    @cached_property
+    def _quantised(self) -> QuantisedTensors | None:
+        stored = stored_convention(self.config)
+        return None if stored is None else QuantisedTensors(stored, _Raw(self))
 
     def _file(self, name: str) -> SafetensorsFile:
         if name not in self._files:
@@ -159,3 +166,19 @@ class FolderCheckpoint:
         )
         hint = f"{others[0]} holds pickles, which are never read." if others else ""
         raise CheckpointError(f"{path}: missing; the weights of a model folder.", hint=hint)
+
+
+class _Raw:
+    """The tensors of a folder as they are stored."""
+
+    def __init__(self, folder: FolderCheckpoint) -> None:
+        self._folder = folder
+
+    def names(self) -> Collection[str]:
+        return self._folder._files.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._folder._file(name).shape(name)
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self._folder._file(name).read(name)

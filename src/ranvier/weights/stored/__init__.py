@@ -1,0 +1,1 @@
+"""Readers of quantised Hugging Face folders: one module a convention, `table` chooses."""
