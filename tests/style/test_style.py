@@ -30,11 +30,12 @@ MAY_IMPORT = {
     "nn": {"core", "native"},
     "models": {"core", "nn"},
     "weights": {"core"},
+    "quantize": {"core", "models", "weights"},
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
 NO_JAX = (
     "core", "schedule", "engine", "text", "server", "sim", "weights", "artifact", "targets",
-    "client", "bench",
+    "client", "bench", "quantize",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

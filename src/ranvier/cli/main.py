@@ -30,6 +30,7 @@ COMMANDS = (
     Command("accuracy", "ranvier.cli.commands.accuracy", "tokens and logits against a reference"),
     Command("doctor", "ranvier.cli.commands.doctor", "is this machine ready, and what to mend"),
     Command("collect-env", "ranvier.cli.commands.collect_env", "versions for a bug report"),
+    Command("quantize", "ranvier.cli.commands.quantize", "write a quantised model as a folder"),
     Command(
         "artifacts", "ranvier.cli.commands.artifacts", "list, verify, compare, remove artifacts"
     ),

@@ -1,0 +1,1 @@
+"""Making quantised models: calibrate, quantise layer by layer, measure, write a folder."""
