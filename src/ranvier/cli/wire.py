@@ -155,10 +155,25 @@ def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
         say(line)
     if len(roots) > 1:
         say(f"{roots[1]} can't be written to: what is missing there goes to {roots[0]}")
+    check_text(checkpoint)
     return build_artifact(
         roots, key, checkpoint, planned.spec, planned.sizes, say,
         is_required=options.require_artifacts,
     )  # fmt: skip
+
+
+def check_text(checkpoint: Checkpoint) -> None:
+    """Parse the tokenizer before anything is compiled for the model. Raises CheckpointError."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_str(checkpoint.tokenizer_json())
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(
+            f"{checkpoint.path}: tokenizer.json does not parse: {error}"
+        ) from None
 
 
 def key_of(checkpoint: Checkpoint, planned: Plan) -> ArtifactKey:

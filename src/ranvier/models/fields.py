@@ -14,6 +14,13 @@ from ranvier.models.spec import ArraySpec, DecoderSpec, RopeSpec
 __all__ = ["Config", "decoder_arrays", "rope_spec"]
 
 
+BOUNDS = {
+    "num_hidden_layers": 1024, "num_attention_heads": 2**16, "num_key_value_heads": 2**16,
+    "hidden_size": 2**20, "intermediate_size": 2**22, "head_dim": 2**14, "vocab_size": 2**24,
+}  # fmt: skip
+"""What no model reaches; beyond it a config is damaged, and would only exhaust the memory."""
+
+
 class Config:
     """config.json with checks; `get` for optional fields, `number` and `count` for required."""
 
@@ -25,10 +32,13 @@ class Config:
         return default if value is None else value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A positive integer. Raises CheckpointError."""
+        """A positive integer within its bound. Raises CheckpointError."""
         value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise CheckpointError(f"config.json: {name} must be a positive integer, is {value!r}.")
+        bound = BOUNDS.get(name, 2**31 - 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= bound:
+            raise CheckpointError(
+                f"config.json: {name} must be an integer in [1, {bound}], is {value!r}."
+            )
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

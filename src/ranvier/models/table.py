@@ -21,14 +21,21 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
 }
 
 
+WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError)
+
+
 def resolve(config: dict[str, Any]) -> DecoderSpec:
     """The spec of a checkpoint's config. Raises CheckpointError that lists what is supported."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         raise CheckpointError("config.json: architectures is missing or empty.")
     for name in names:
-        if name in ARCHITECTURES:
-            return ARCHITECTURES[name](config)
+        if isinstance(name, str) and name in ARCHITECTURES:
+            try:
+                return ARCHITECTURES[name](config)
+            except WRONG_SHAPE as error:  # a field of another type or form than the family's
+                reason = f"{type(error).__name__}: {error}"
+                raise CheckpointError(f"config.json: no valid {name} config: {reason}.") from error
     raise CheckpointError(
         f"config.json: the architecture {', '.join(map(str, names))} is not supported.",
         hint=f"Supported: {', '.join(ARCHITECTURES)}.",

@@ -57,7 +57,12 @@ class GgufFile:
             raise self._error("version", version, "2 or 3")
         tensors = self._count("tensor count", ENTRIES_MAX)
         entries = self._count("metadata count", ENTRIES_MAX)
-        self.metadata = {self._string("key"): self._value("metadata", 0) for _ in range(entries)}
+        self.metadata: dict[str, Any] = {}
+        for _ in range(entries):
+            key = self._string("key")
+            if key in self.metadata:
+                raise self._error("metadata key", key, "unique")
+            self.metadata[key] = self._value(key, 0)
         self._tensors = self._table(tensors)
 
     def names(self) -> list[str]:
@@ -131,8 +136,8 @@ class GgufFile:
 
     def _table(self, count: int) -> dict[str, _Tensor]:
         entries = [self._entry() for _ in range(count)]
-        align = int(self.metadata.get("general.alignment", 32))
-        if not 0 < align <= 2**20:
+        align = self.metadata.get("general.alignment", 32)
+        if type(align) is not int or not 0 < align <= 2**20:
             raise self._error("general.alignment", align, "in [1, 2**20]")
         base = -(-self._at // align) * align
         tensors: dict[str, _Tensor] = {}
@@ -150,7 +155,15 @@ class GgufFile:
             if name in tensors:
                 raise self._error("tensor name", name, "unique")
             tensors[name] = _Tensor(kind, shape, base + offset, size)
+        self._check_overlap(tensors)
         return tensors
+
+    def _check_overlap(self, tensors: dict[str, _Tensor]) -> None:
+        end = 0
+        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+            if tensor.start < end:
+                raise self._error(f"offset of {name}", tensor.start, f">= {end} (overlap)")
+            end = tensor.start + tensor.size
 
     def _entry(self) -> tuple[str, int, tuple[int, ...], int]:
         name = self._string("tensor name")

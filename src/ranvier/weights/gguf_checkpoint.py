@@ -80,6 +80,8 @@ class GgufCheckpoint:
     def config(self) -> dict[str, Any]:
         """config.json as Hugging Face would have it."""
         heads = self._number("attention.head_count")
+        if "model.embed_tokens.weight" not in self._names:
+            raise CheckpointError(f"{self.path}: the tensor token_embd.weight is missing.")
         hidden = self._number("embedding_length")
         config = {
             "architectures": [ARCHITECTURES[self._arch]],
@@ -108,14 +110,15 @@ class GgufCheckpoint:
 
     @property
     def tokenizer_config(self) -> dict[str, Any]:
-        tokens = self._meta.get("tokenizer.ggml.tokens", [])
+        tokens = self._meta.get("tokenizer.ggml.tokens")
+        tokens = tokens if isinstance(tokens, list) else []
         config = {
             "chat_template": self._meta.get("tokenizer.chat_template"),
             "add_bos_token": bool(self._meta.get("tokenizer.ggml.add_bos_token", False)),
         }
         for name in ("bos", "eos"):
             token = self._meta.get(f"tokenizer.ggml.{name}_token_id")
-            if token is not None and 0 <= token < len(tokens):
+            if type(token) is int and 0 <= token < len(tokens):
                 config[f"{name}_token"] = tokens[token]
         return config
 

@@ -13,6 +13,8 @@ from ranvier.core.errors import CheckpointError
 
 __all__ = ["tokenizer_json"]
 
+MODELS = ("gpt2", "llama")
+TOKEN_CHARS_MAX = 4096
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (
@@ -29,16 +31,22 @@ def tokenizer_json(meta: dict[str, Any], path: Path) -> str:
     model, tokens = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise CheckpointError(f"{path}: tokenizer.ggml.tokens is missing.")
-    if model == "gpt2":
-        fields = _byte_level(meta, tokens)
-    elif model == "llama":
-        fields = _sentencepiece(meta, tokens)
-    else:
+    if not all(isinstance(token, str) and len(token) <= TOKEN_CHARS_MAX for token in tokens):
+        raise CheckpointError(
+            f"{path}: tokenizer.ggml.tokens must be texts of at most {TOKEN_CHARS_MAX} characters."
+        )
+    if model not in MODELS:
         raise CheckpointError(
             f"{path}: tokenizer.ggml.model {model!r} is not supported; supported: gpt2, llama."
         )
-    fields["version"] = "1.0"
-    fields["added_tokens"] = _added(meta, tokens)
+    try:
+        fields = _byte_level(meta, tokens) if model == "gpt2" else _sentencepiece(meta, tokens)
+        fields["version"] = "1.0"
+        fields["added_tokens"] = _added(meta, tokens)
+    except (IndexError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: tokenizer.ggml: the lists do not fit each other: {error}."
+        ) from error
     return json.dumps(fields, ensure_ascii=False)
 
 
