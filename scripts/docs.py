@@ -5,12 +5,19 @@ Run: .venv/bin/python scripts/docs.py
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ranvier.cli.flags import field_docs
+from ranvier.cli.front import FrontOptions
+from ranvier.cli.known import ENVIRONMENT, KNOWN
+from ranvier.cli.settings import Options
+from ranvier.core import errors as core_errors
 from ranvier.targets.neuron import errors, legality
 from ranvier.targets.neuron.config.field import Derived, Field
 from ranvier.targets.neuron.config.rules import PLUGIN_RULES, RULES, Rule
@@ -18,6 +25,89 @@ from ranvier.targets.neuron.config.table import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Made by scripts/docs.py: edit the tables in the code, then run it. -->"
+
+CONFIG = """# Options
+
+{note}
+
+Every option has one name. On the command line it is `--max-model-len`, in Python
+`LLM(..., max_model_len=...)`, in a file for `--config` `max_model_len: ...` (YAML, dashes too), in
+the environment `RANVIER_MAX_MODEL_LEN`. The order is: command line or keyword, config file,
+`RANVIER_X`, `VLLM_X` (announced), default. An unknown name is an error that names the nearest.
+
+- Sizes: `4096`, `4k` = 4000, `4K` = 4096, `25.6k` = 25600; also m, g, t and M, G, T.
+- Switches: `--enable-prefix-caching`, `--no-enable-prefix-caching`; true or false elsewhere.
+- JSON: `--hf-overrides '{{"rope_theta": 5}}'`, or by parts `--hf-overrides.rope_theta 5`; lists
+  `--arg.list+ a,b`.
+
+What becomes of vLLM's other options: [vllm-options.md](vllm-options.md).
+"""
+VLLM_OPTIONS = """# vLLM's other options
+
+{note}
+
+Options of vLLM that have no row in [config.md](config.md).
+
+## Without effect
+
+Accepted with these values and announced; any other value is refused.
+
+"""
+ERRORS = """# Errors
+
+{note}
+
+Every failure that Ranvier reports on purpose is one of these; a message says what, the value seen,
+the limit and what to do. Commands exit with the code; the server answers with the status, in
+OpenAI's envelope.
+
+"""
+
+
+def config() -> str:
+    """docs/config.md: every option."""
+    parts = [
+        CONFIG.format(note=NOTE),
+        "## Engine\n\n" + _options(Options),
+        "## Server\n\n" + _options(FrontOptions),
+    ]
+    return "\n".join(parts)
+
+
+def vllm_options() -> str:
+    """docs/vllm-options.md: what becomes of vLLM's options that have no field here."""
+    effects = [
+        (f"`{name}`", "any" if k.accepted is None else ", ".join(map(str, k.accepted)), k.reason)
+        for name, k in sorted(KNOWN.items())
+        if k.accepted is None or k.accepted
+    ]
+    refused = [(f"`{n}`", k.reason) for n, k in sorted(KNOWN.items()) if k.accepted == ()]
+    variables = [
+        (f"`{name}`", f"`{option}`" if option else "no effect", note)
+        for name, (option, note) in ENVIRONMENT.items()
+    ]
+    parts = [
+        VLLM_OPTIONS.format(note=NOTE) + _table(("option", "values", "why"), effects),
+        "## Refused\n\n" + _table(("option", "why"), refused),
+        "## Variables\n\n" + _table(("variable", "option", "note"), variables),
+    ]
+    return "\n".join(parts)
+
+
+def error_tree() -> str:
+    """docs/errors.md: the tree of core/errors.py."""
+    kinds = [getattr(core_errors, name) for name in core_errors.__all__]
+    rows = [
+        (
+            f"`{k.__name__}`",
+            f"`{k.__mro__[1].__name__}`",
+            str(k.status),
+            str(k.exit_code),
+            " ".join(inspect.cleandoc(k.__doc__).split("\n\n")[0].split()),
+        )
+        for k in kinds
+    ]
+    return ERRORS.format(note=NOTE) + _table(("error", "a kind of", "HTTP", "exit", "when"), rows)
 
 
 def neuron_config() -> str:
@@ -116,6 +206,9 @@ def neuron_legality() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/config.md": config,
+    "docs/errors.md": error_tree,
+    "docs/vllm-options.md": vllm_options,
     "docs/neuron/legality.md": neuron_legality,
     "docs/neuron/troubleshooting.md": neuron_troubleshooting,
     "docs/neuron-config-nested.md": neuron_config_nested,
@@ -161,6 +254,24 @@ def _rule_table(rules: tuple[Rule, ...]) -> list[str]:
 
 def _default(value: Any) -> str:
     return value.text if isinstance(value, Derived) else f"`{value!r}`"
+
+
+def _options(kind: Any) -> str:
+    docs = field_docs(kind)
+    rows = [(f"`{f.name}`", _field_default(f), docs[f.name]) for f in dataclasses.fields(kind)]
+    return _table(("option", "default", "meaning"), rows)
+
+
+def _field_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "must be given"
+    return "–" if field.default in (None, ()) else f"`{field.default}`"
+
+
+def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 if __name__ == "__main__":
