@@ -10,7 +10,7 @@ import pytest
 
 from ranvier.cli.main import main
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "data/configs"
 LLAMA_70B, LLAMA_8B = str(CONFIGS / "llama-3.3-70b"), str(CONFIGS / "llama-3.1-8b/config.json")
 
 
@@ -107,7 +107,9 @@ def test_text_names_formula_and_says_what_is_unproven(capsys):
 
 
 def test_this_machine(capsys):
-    code, plan = planned(capsys, str(CONFIGS.parent / "parity/goldens/llama"), "--instance", "cpu")
+    code, plan = planned(
+        capsys, str(CONFIGS.parents[1] / "parity/goldens/llama"), "--instance", "cpu"
+    )
     assert code == 0
     assert plan["target"] == "cpu"
     assert plan["roofline"]["bandwidth_bytes_s"] > 0

@@ -15,7 +15,7 @@ from ranvier.targets.neuron.instances import CHIPS, GIB, INSTANCES, find_instanc
 from ranvier.targets.neuron.memory import degrees, fit, gqa_rule, largest_lengths, lora_bytes
 from ranvier.targets.numbers import MemorySizes
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "data/configs"
 SIZES = MemorySizes(
     max_model_len=4096, max_num_seqs=4, max_num_batched_tokens=1024, program_count=12
 )
