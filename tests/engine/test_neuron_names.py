@@ -70,13 +70,15 @@ def test_listed_buckets_are_the_programs(bare, monkeypatch):
     assert names == ["step.t4", "step.t32"]
 
 
-def test_listed_buckets_are_the_prefill_and_decode_programs(llm, bare):
+@pytest.mark.parametrize("layout", ["block", "contiguous"])
+def test_listed_buckets_are_the_prefill_and_decode_programs(llm, bare, layout):
     lists = {
         "context_encoding_buckets": [16, 32], "token_generation_batches": [4],
         "token_generation_buckets": [64],
     }  # fmt: skip
     override = {**SAME, **lists}
-    other = LLM(**bare, program_family="unragged", override_neuron_config=override)
+    options = {"program_family": "unragged", "kv_layout": layout}
+    other = LLM(**bare, **options, override_neuron_config=override)
     names = [program.name for program in other._engine.runner.info.programs]
     assert names == [
         "prefill.t16.c64", "prefill.t16.c128", "prefill.t32.c64", "prefill.t32.c128",

@@ -59,7 +59,8 @@ def resolve_ragged(request: BucketRequest, limits: BucketLimits) -> Resolved:
 
 def resolve_unragged(request: BucketRequest, limits: BucketLimits) -> Resolved:
     """Buckets of `prefill.t{T}.c{C}` and `decode.r{R}.c{C}`. Raises ConfigError."""
-    automatic = automatic_unragged(limits).buckets
+    chosen = automatic_unragged(limits)
+    automatic = chosen.buckets
     chunk, rows, whole = limits.prefill_max, limits.max_num_seqs, limits.context_max
     is_short = limits.context_max < limits.max_num_batched_tokens
     chunk_name = "max_model_len" if is_short else "max_num_batched_tokens"
@@ -74,6 +75,11 @@ def resolve_unragged(request: BucketRequest, limits: BucketLimits) -> Resolved:
         contexts=_with(contexts, whole) or automatic.contexts,
     )
     prove_coverage(buckets, limits)
+    if buckets == automatic:
+        notices.append(
+            f"{chosen.program_count} programs are chosen for lengths as in ShareGPT; expected "
+            f"padding: prefill {chosen.prefill_padding:.0%}, decode {chosen.decode_padding:.0%}"
+        )
     return Resolved(buckets, tuple(notices))
 
 

@@ -339,6 +339,7 @@ def _check(options: Options) -> None:
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
     _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
+    kv_layout(options)
     _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
     positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
     for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):

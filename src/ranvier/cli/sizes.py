@@ -34,6 +34,7 @@ __all__ = ["Plan", "choose_target", "plan_sizes"]
 
 LENGTH_DEFAULT = 4096
 BATCHED_DEFAULT = 1024
+REGION_GRANULE = 32
 SHARE_DEFAULT = 0.9
 """Of all memory: what max_model_len=auto may fill."""
 
@@ -119,10 +120,10 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
             "program_family=ragged: its programs have no contiguous KV layout.",
             hint="Leave --program-family at auto, or --kv-layout at block.",
         )
-    # A region is one block that holds a whole sequence.
-    block_tokens = -(-length // 32) * 32 if is_contiguous else options.block_size
-    buckets = _buckets(options, length, block_tokens, is_ragged)
-    block_tokens = buckets.contexts[-1] if is_contiguous else block_tokens
+    # A region is one block that holds a whole sequence; contexts within it may be shorter.
+    granule = REGION_GRANULE if is_contiguous else options.block_size
+    buckets = _buckets(options, length, granule, is_ragged)
+    block_tokens = buckets.contexts[-1] if is_contiguous else options.block_size
     rows = options.max_num_seqs
     return Sizes(
         dtype=_dtype(options.dtype, kernels, target),

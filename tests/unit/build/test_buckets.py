@@ -56,6 +56,12 @@ def test_unlisted_axes_are_automatic():
     assert len(found.buckets.prefill_tokens) > 1
 
 
+def test_a_set_of_automatic_sizes_says_its_padding():
+    found = resolve_unragged(BucketRequest(), LIMITS)
+    assert len(found.notices) == 1 and "expected padding" in found.notices[0]
+    assert resolve_unragged(request(decode_rows=(8,)), LIMITS).notices == ()
+
+
 def test_one_bucket_an_axis_when_bucketing_is_off():
     off = BucketRequest(single="override_neuron_config.enable_bucketing")
     assert resolve_ragged(off, LIMITS).buckets.tokens == (8, 512)
