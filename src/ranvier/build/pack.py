@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ranvier.build.quantised import PackedStack, StackPacker, is_packable
 from ranvier.core.errors import CheckpointError
 from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.nn.kernels.linear.pack import DTYPES, pack_layer, packed_shape
@@ -40,18 +41,31 @@ def constants(spec: DecoderSpec) -> dict[str, NDArray[Any]]:
 
 
 def pack_weights(
-    checkpoint: Checkpoint, spec: DecoderSpec, dtype: str, kernels: str
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    dtype: str,
+    kernels: str,
+    *,
+    is_quantised: bool = False,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield (name, packed stack) of every weight. Raises CheckpointError naming the tensor.
 
+    is_quantised: matrices that the checkpoint gives at their own width keep it where the kernels
+    can read it, as `name.blob` and `name.table`; elsewhere their rounded values are packed.
     Cost: at most one stack in its packed form and one layer in f32 at a time.
     """
     check_tensors(checkpoint, spec)
+    source = _Rounded(checkpoint) if is_quantised else checkpoint
     for array in spec.arrays:
+        whole = _whole(checkpoint, array) if is_quantised and kernels == "cpu" else None
+        if whole is not None:
+            yield f"{array.name}.blob", whole.blob
+            yield f"{array.name}.table", whole.table
+            continue
         shape, kind = weight_shapes(spec, dtype, kernels)[array.name]
         out = np.empty(shape, kind)
         for layer, names in enumerate(array.sources):
-            out[layer] = _layer(checkpoint, array, names, dtype, kernels)
+            out[layer] = _layer(source, array, names, dtype, kernels)
         yield array.name, out
     yield from constants(spec).items()
 
@@ -74,8 +88,39 @@ def check_tensors(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:5])}{more}.")
 
 
+class _Reader(Protocol):
+    def read(self, name: str) -> NDArray[Any]: ...
+
+
+class _Rounded:
+    """Reads what is quantised as its rounded values."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def read(self, name: str) -> NDArray[Any]:
+        tensor = self._checkpoint.read_quantised(name)
+        return self._checkpoint.read(name) if tensor is None else tensor.values()
+
+
+def _whole(checkpoint: Checkpoint, array: ArraySpec) -> PackedStack | None:
+    """The stack at its own width; None where a part of it is dense or of no packable format."""
+    if array.kind == "plain":
+        return None
+    stack = StackPacker(array.name, is_gated=array.kind == "gated")
+    for names in array.sources:
+        parts = []
+        for name in names:
+            tensor = checkpoint.read_quantised(name)
+            if tensor is None or not is_packable(tensor):
+                return None
+            parts.append(tensor)
+        stack.add(parts)
+    return stack.finish()
+
+
 def _layer(
-    checkpoint: Checkpoint, array: ArraySpec, names: tuple[str, ...], dtype: str, kernels: str
+    checkpoint: _Reader, array: ArraySpec, names: tuple[str, ...], dtype: str, kernels: str
 ) -> NDArray[Any]:
     parts = [checkpoint.read(name) for name in names]
     if array.kind == "plain":

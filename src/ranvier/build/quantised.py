@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ranvier.core.errors import CheckpointError
 from ranvier.weights.quantised import SUPER, QuantTensor
 
-__all__ = ["PackedStack", "is_packable", "pack_stack"]
+__all__ = ["PackedStack", "StackPacker", "is_packable", "pack_stack"]
 
 Bytes = NDArray[np.uint8]
 LANES, UNIT, LINE = 16, 32, 64
@@ -45,25 +45,51 @@ def pack_stack(
     layers: list[list[QuantTensor]], name: str, *, is_gated: bool = False
 ) -> PackedStack:
     """Pack the parts of each layer, in order (gated: gate, then up). Raises CheckpointError."""
-    segments = max(len(parts) for parts in layers)
-    assert segments <= SEGMENTS_MAX, name
-    table = np.zeros((len(layers), segments, 4), np.int32)
-    pieces, offset = [], 0
-    for layer, parts in enumerate(layers):
+    packer = StackPacker(name, is_gated=is_gated)
+    for parts in layers:
+        packer.add(parts)
+    return packer.finish()
+
+
+class StackPacker:
+    """Packs a stack layer by layer, so that one layer of codes is in memory at a time."""
+
+    def __init__(self, name: str, *, is_gated: bool = False) -> None:
+        self._name = name
+        self._is_gated = is_gated
+        self._rows: list[list[tuple[int, int, int, int]]] = []
+        self._pieces: list[Bytes] = []
+        self._offset = 0
+
+    def add(self, parts: list[QuantTensor]) -> None:
+        """The parts of the next layer, in order. Raises CheckpointError."""
+        assert len(parts) <= SEGMENTS_MAX, self._name
+        self._rows.append([])
         for index, tensor in enumerate(parts):
-            if not is_gated and index + 1 < len(parts) and tensor.shape[0] % LANES:
+            tensor.check(self._name)
+            if not self._is_gated and index + 1 < len(parts) and tensor.shape[0] % LANES:
                 raise CheckpointError(
-                    f"{name}: a part has {tensor.shape[0]} outputs, not a multiple of {LANES}."
+                    f"{self._name}: a part has {tensor.shape[0]} outputs, "
+                    f"not a multiple of {LANES}."
                 )
             kind, tiles = _format(tensor), pack_tiles(tensor)
             assert kind is not None
             group = tensor.group if kind not in (I8, I8D) else 0
-            table[layer, index] = (kind, group, len(tiles), offset // LINE)
-            pieces.append(tiles.reshape(-1))
-            offset += tiles.size
-    if offset // LINE >= 2**31:
-        raise CheckpointError(f"{name}: {offset} bytes are more than one packed stack can hold.")
-    return PackedStack(np.concatenate(pieces), table)
+            self._rows[-1].append((kind, group, len(tiles), self._offset // LINE))
+            self._pieces.append(tiles.reshape(-1))
+            self._offset += tiles.size
+
+    def finish(self) -> PackedStack:
+        """The whole stack. Raises CheckpointError when it is larger than offsets can say."""
+        if self._offset // LINE >= 2**31:
+            raise CheckpointError(
+                f"{self._name}: {self._offset} bytes are more than one packed stack can hold."
+            )
+        segments = max(map(len, self._rows))
+        table = np.zeros((len(self._rows), segments, 4), np.int32)
+        for layer, row in enumerate(self._rows):
+            table[layer, : len(row)] = row
+        return PackedStack(np.concatenate(self._pieces), table)
 
 
 def pack_tiles(tensor: QuantTensor) -> Bytes:
