@@ -53,7 +53,10 @@ ffi::Error run(Any x, Bytes blob, Ints table, Ints layer, Ints count, Floats nor
       !read_segments(table, index, a.depth, bytes, a.segments, &a.segment_count))
     return ffi::Error::InvalidArgument("quantised linear: layer, count or table is out of range");
   int64_t tiles = 0;
-  for (int64_t s = 0; s < a.segment_count; ++s) tiles += a.segments[s].tiles;
+  for (int64_t s = 0; s < a.segment_count; ++s) {
+    tiles += a.segments[s].tiles;
+    a.strides[s] = a.segments[s].tile_bytes(a.depth);
+  }
   if (outputs > kLanes * tiles || (gate != 0 && a.segment_count != 2))
     return ffi::Error::InvalidArgument("quantised linear: the table has other outputs");
   a.rows = rows;

@@ -1,8 +1,9 @@
 // A linear step over whole-number weights, dequantised in registers.
 //
-// A weight is a run of bytes that holds tiles of 16 outputs. A tile is blocks of inputs in order; a block
-// is a header of scales and then codes in units of 32 inputs. A layer's weight is one or more segments
-// (q, k and v, say), each of one format: format, inputs of a group, tiles, offset in 64 bytes.
+// A weight is a run of bytes that holds tiles of 16 outputs. A tile is blocks of inputs: first the headers
+// of all blocks, with their scales, then from a whole line on the codes, in units of 32 inputs. A layer's
+// weight is one or more segments (q, k and v, say), each of one format: format, inputs of a group, tiles,
+// offset in 64 bytes.
 //
 //   codes of a unit    8 bits  [16 pairs][16 outputs][2] int8;  for 8-bit activations [8][16][4]
 //                      4 bits  [4][16 outputs][2] uint16, each of four nibbles: pairs 4q .. 4q+3
@@ -60,10 +61,13 @@ struct Segment {
     const FormatInfo& info = kInfo[static_cast<int32_t>(format)];
     return info.is_whole ? depth : info.is_super ? kSuper : group;
   }
+  // Where a tile's codes begin.
+  int64_t codes(int64_t depth) const {
+    const int64_t headers = depth / block(depth) * kInfo[static_cast<int32_t>(format)].header;
+    return (headers + 63) / 64 * 64;
+  }
   int64_t tile_bytes(int64_t depth) const {
-    const FormatInfo& info = kInfo[static_cast<int32_t>(format)];
-    const int64_t bytes = depth / block(depth) * info.header + depth * kLanes * info.bits / 8;
-    return (bytes + 63) / 64 * 64;
+    return codes(depth) + depth * kLanes * kInfo[static_cast<int32_t>(format)].bits / 8;
   }
 };
 
@@ -72,6 +76,7 @@ constexpr int64_t kSegments = 4;
 struct Quantised : Linear {
   const uint8_t* blob;
   Segment segments[kSegments];
+  int64_t strides[kSegments];  // bytes of a tile
   int64_t segment_count;
 };
 

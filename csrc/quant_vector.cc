@@ -85,12 +85,11 @@ RANVIER_INLINE void add_group(const Part& p, const Sums<R>& sums, Scales s, int6
 
 // A block of `span` inputs in groups of `group`.
 template <Format F, int R>
-RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, int64_t start, int64_t span,
-                               int64_t group, Totals<R>& totals) {
+RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, const uint8_t* unit, int64_t start,
+                               int64_t span, int64_t group, Totals<R>& totals) {
   const int64_t depth = p.rows->depth, groups = depth / group;
   const int16_t* const x = p.rows->wide + p.first * depth;
   const Scales shared = block_scales<F>(header);
-  const uint8_t* unit = header + info_of(F).header;
   for (int64_t from = 0; from < span; from += group) {
     const int64_t end = std::min(from + group, span);
     Sums<R> sums;
@@ -105,12 +104,12 @@ RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, int64_t start, in
 
 // Blocks of six bits: two groups a unit.
 template <int R>
-RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, int64_t start, Totals<R>& totals) {
+RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, const uint8_t* unit, int64_t start,
+                            Totals<R>& totals) {
   constexpr Format kF = Format::kK6;
   const int64_t depth = p.rows->depth, groups = depth / 16, first = start / 16;
   const int16_t* const x = p.rows->wide + p.first * depth + start;
   const Scales shared = block_scales<kF>(header);
-  const uint8_t* unit = header + info_of(kF).header;
   for (int64_t g = 0; g < kSuper / 16; g += 2, unit += unit_bytes(kF)) {
     fetch(p.next, unit_bytes(kF));
     Sums<R> low, high;
@@ -152,14 +151,14 @@ void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
     constexpr FormatInfo kOf = info_of(F);
     const int64_t depth = p.rows->depth, span = segment.block(depth);
     const int64_t group = kOf.is_whole ? kWholeGroup : kOf.is_super ? kUnit : segment.group;
-    const int64_t bytes = kOf.header + span * kLanes * kOf.bits / 8;
+    const int64_t bytes = span * kLanes * kOf.bits / 8;
     Totals<R> totals;
-    const uint8_t* block = tile;
-    for (int64_t start = 0; start < depth; start += span, block += bytes) {
+    const uint8_t *header = tile, *codes = tile + segment.codes(depth);
+    for (int64_t start = 0; start < depth; start += span, header += kOf.header, codes += bytes) {
       if constexpr (F == Format::kK6) {
-        walk_k6<R>(p, block, start, totals);
+        walk_k6<R>(p, header, codes, start, totals);
       } else {
-        walk_block<F, R>(p, block, start, span, group, totals);
+        walk_block<F, R>(p, header, codes, start, span, group, totals);
       }
     }
     const V16 scale = kOf.is_whole ? load_as<V16>(tile) : splat(1.0f);
@@ -216,7 +215,7 @@ inline Tile tile_of(const Quantised& a, int64_t t) {
   }
   if (s >= a.segment_count || index >= a.segments[s].tiles) return {};
   const Segment& segment = a.segments[s];
-  const int64_t bytes = segment.tile_bytes(a.depth);
+  const int64_t bytes = a.strides[s];
   const uint8_t* const at = a.blob + int64_t{64} * segment.offset + index * bytes;
   return {&segment, at, at + (is_gated ? 1 : 2) * bytes};
 }
@@ -241,7 +240,8 @@ void run_tile(const Quantised& a, const Rows& rows, const Tile& tile, int64_t ro
 
 void run_group(const Quantised& a, const Rows& rows, int64_t group) {
   const Tile tiles[2] = {tile_of(a, 2 * group), tile_of(a, 2 * group + 1)};
-  alignas(64) float sums[kRows * kGroup] = {};
+  alignas(64) float sums[kRows * kGroup];
+  if (tiles[1].segment == nullptr) std::memset(sums, 0, sizeof sums);
   int64_t block = 0;
   for (int64_t row = 0, count; row < a.rows; row += count, ++block) {
     count = rows_at_once(a.rows - row);
@@ -287,25 +287,24 @@ constexpr std::array<ScalesAt, kFormats> kScalesAt =
 
 void row_out(const QuantisedRows& a, int64_t row) {
   const Segment& segment = a.segment;
-  const FormatInfo& info = kInfo[static_cast<int32_t>(segment.format)];
+  const FormatInfo& info = info_of(segment.format);
   const int64_t id = a.ids[row], lane = id % kLanes, span = segment.block(a.depth);
-  const int64_t bytes = info.header + span * kLanes * info.bits / 8;
   const int64_t unit = kUnit * kLanes * info.bits / 8;
   const int64_t group = segment.format == Format::kK6 ? 16 : info.is_super ? kUnit : segment.group;
   const uint8_t* const tile =
       a.blob + int64_t{64} * segment.offset + id / kLanes * segment.tile_bytes(a.depth);
+  const uint8_t* const codes = tile + segment.codes(a.depth);
   float* const out = a.out + row * a.size;
   float scales[2] = {1.0f, 0.0f};
   for (int64_t i = 0; i < a.size; ++i) {
-    const uint8_t* const header = tile + i / span * bytes;
-    const int64_t at = i % span;
+    const uint8_t* const header = tile + i / span * info.header;
     if (info.is_whole) {
       scales[0] = load_as<float>(header + 4 * lane);
-    } else if (at % group == 0) {
-      kScalesAt[static_cast<size_t>(segment.format)](header, at / group, lane, scales);
+    } else if (i % group == 0) {
+      kScalesAt[static_cast<size_t>(segment.format)](header, i % span / group, lane, scales);
     }
-    const uint8_t* const codes = header + info.header + at / kUnit * unit;
-    out[i] = a.scale * (scales[0] * code_at(codes, segment.format, lane, at % kUnit) + scales[1]);
+    const int32_t code = code_at(codes + i / kUnit * unit, segment.format, lane, i % kUnit);
+    out[i] = a.scale * (scales[0] * code + scales[1]);
   }
 }
 

@@ -93,17 +93,14 @@ class StackPacker:
 
 
 def pack_tiles(tensor: QuantTensor) -> Bytes:
-    """[tiles, bytes of a tile]: blocks of header and codes, padded to whole lines."""
+    """[tiles, bytes of a tile]: the headers of all blocks, padded to whole lines, then the codes."""
     kind = _format(tensor)
     assert kind is not None
     codes = _padded(tensor.codes)
-    tiles, depth = codes.shape[0], codes.shape[2]
-    span = depth if kind in (I8, I8D) else SUPER if tensor.levels is not None else tensor.group
     units = _fours(codes) if kind == I8D else _units(codes, tensor.bits)
-    blocks = units.reshape(tiles, depth // span, -1)
-    header = _header(tensor, kind, codes)
-    flat = np.concatenate([header, blocks], axis=2).reshape(tiles, -1)
-    return np.pad(flat, ((0, 0), (0, -flat.shape[1] % LINE)))
+    header = _header(tensor, kind, codes).reshape(len(codes), -1)
+    header = np.pad(header, ((0, 0), (0, -header.shape[1] % LINE)))
+    return np.concatenate([header, units.reshape(len(codes), -1)], axis=1)
 
 
 def _format(tensor: QuantTensor) -> int | None:
