@@ -39,6 +39,7 @@ def register() -> bool:
     library = _library()
     if library is None:
         return False
+    library.ranvier_keep_memory()
     for name in HANDLERS:
         ffi: Any = jax.ffi
         capsule = ffi.pycapsule(getattr(library, name))
