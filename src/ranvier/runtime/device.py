@@ -20,6 +20,7 @@ INSTALL = {
 
 def open_device(target: Target) -> jax.Device:
     """The first local device of a target; later arrays go there. Raises TargetError."""
+    _launch_inline()
     try:
         device = jax.local_devices(backend=target.platform)[0]
     except (RuntimeError, IndexError) as error:
@@ -34,6 +35,7 @@ def open_device(target: Target) -> jax.Device:
 
 def local_target() -> Target:
     """The target of jax's default device; a device that has none is passed over for the CPU."""
+    _launch_inline()
     device = jax.local_devices()[0]
     if device.platform in ("gpu", "cuda"):
         return TARGETS["cuda"] if "cuda" in device.client.platform_version.lower() else _cpu()
@@ -52,6 +54,15 @@ def describe(target: Target) -> str:
     """Kind of the device and version of its compiler, for the fingerprint. Raises TargetError."""
     device = open_device(target)
     return f"{device.device_kind} {device.client.platform_version}"
+
+
+def _launch_inline() -> None:
+    """Let the CPU run a program in the thread that launches it; takes effect before the first client.
+
+    A step on the CPU leaves nothing to overlap with, and handing it to another thread costs 3 to
+    10 % of a decode step.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
 
 
 def _cpu() -> Target:
