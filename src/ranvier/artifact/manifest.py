@@ -43,6 +43,7 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     sources: str
     """Hash of the sources that shape programs, and of the kernel library."""
     dtype: str
+    quantization: str
     max_model_len: int
     max_num_seqs: int
     block_tokens: int

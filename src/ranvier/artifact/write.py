@@ -77,9 +77,12 @@ class ArtifactWriter:
         digest.update(data)
         self._files[name] = FileEntry(len(data), digest.hex())
 
-    def add_weights(self, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Stream arrays into weights.bin, each at a page-aligned offset."""
+    def add_weights(
+        self, arrays: Iterable[tuple[str, NDArray[Any]]]
+    ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Stream arrays into weights.bin, each page-aligned; returns their shapes and dtypes."""
         digest, offset = _Digest(), 0
+        found = {}
         path = self.folder / "weights.bin"
         path.unlink(missing_ok=True)  # it may be a link to a finished artifact's
         with path.open("wb") as file:
@@ -91,10 +94,12 @@ class ArtifactWriter:
                     digest.update(part)
                 shape, dtype = tuple(array.shape), array.dtype.name
                 self._arrays[name] = ArrayEntry(dtype, shape, offset, len(data))
+                found[name] = (shape, array.dtype)
                 offset += len(data) + len(padding)
             file.flush()
             os.fsync(file.fileno())
         self._files["weights.bin"] = FileEntry(offset, digest.hex())
+        return found
 
     def take_over(self, folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
         """Link (or copy) whole files, and the tables, from another artifact of this key."""

@@ -47,6 +47,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         target_fingerprint=f"{_machine(target)} jaxlib {jaxlib_version.__version__} {flags}",
         sources=_source_hash(),
         dtype=sizes.dtype,
+        quantization=sizes.quantization,
         max_model_len=sizes.max_model_len,
         max_num_seqs=sizes.max_num_seqs,
         block_tokens=sizes.block_tokens,
@@ -94,15 +95,16 @@ def build_artifact(
 def _build(
     writer: ArtifactWriter, checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, notice: Notice
 ) -> Path:
-    table = programs(spec, sizes)
+    notice("packing weights")
+    is_quantised = sizes.quantization != "none"
+    packed = pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels, is_quantised=is_quantised)
+    table = programs(spec, sizes, writer.add_weights(packed))
     missing = [p for p in table if not writer.reuse_program(ProgramEntry.of(p.shape))]
     with ThreadPoolExecutor(WORKERS) as pool:
         compile_ = functools.partial(_compile, find_target(writer.key.target).platform)
         for program, (text, binary) in zip(missing, pool.map(compile_, missing), strict=True):
             notice(f"compiled {program.name}")
             writer.add_program(ProgramEntry.of(program.shape), text, binary)
-    notice("packing weights")
-    writer.add_weights(pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels))
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
     for name in ("tokenizer_config", "generation_config"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,8 @@ class Sizes:
     logprobs_max: int
     edits_max: int
     tensor_parallel: int = 1
+    quantization: str = "none"
+    """How weights are kept: none (dense, in dtype) or the name of their scheme."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,17 @@ def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def programs(spec: DecoderSpec, sizes: Sizes) -> list[Program]:
-    """Every program of the bucket set; arguments are those of one core."""
+def programs(
+    spec: DecoderSpec, sizes: Sizes, arrays: Mapping[str, tuple[Any, Any]] | None = None
+) -> list[Program]:
+    """Every program of the bucket set; arguments are those of one core.
+
+    `arrays`: (shape, dtype) of the packed weights, where they are not those that follow from spec.
+    """
     struct: Any = jax.ShapeDtypeStruct
     kernels, cores, vocab = select(sizes.kernels), sizes.tensor_parallel, spec.vocab_size
     spec = spec if cores == 1 else core_spec(spec, cores)
-    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels)
+    shapes = arrays or weight_shapes(spec, sizes.dtype, sizes.kernels)
     weights = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     if cores > 1:
         weights["rank"] = struct((1,), jnp.int32)

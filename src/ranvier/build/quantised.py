@@ -93,7 +93,7 @@ class StackPacker:
 
 
 def pack_tiles(tensor: QuantTensor) -> Bytes:
-    """[tiles, bytes of a tile]: the headers of all blocks, padded to whole lines, then the codes."""
+    """[tiles, bytes of a tile]: headers of all blocks, padded to whole lines, then codes."""
     kind = _format(tensor)
     assert kind is not None
     codes = _padded(tensor.codes)

@@ -119,7 +119,6 @@ KNOWN: dict[str, Known] = {
     "api_server_count": Known((1,), "one process speaks HTTP"),
     "headless": Known((False,), "one process speaks HTTP", True),
     # Refused.
-    "quantization": Known((), "quantised weights are read from GGUF files only, so far"),
     "quantization_param_path": Known((), "scales come with the checkpoint"),
     "speculative_config": Known((), _SPECULATION),
     "speculative_model": Known((), _SPECULATION),

@@ -11,6 +11,7 @@ from ranvier.build.buckets import resolve_ragged, resolve_unragged
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.cli.neuron import bucket_request
+from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
 from ranvier.cli.settings import DTYPES, Options, bucket_lists, kv_layout, say
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
@@ -29,6 +30,7 @@ from ranvier.targets.host_memory import (
     share_blocks,
 )
 from ranvier.targets.table import DEVICES, TARGETS, Target, find_target
+from ranvier.weights.checkpoint import Checkpoint
 
 __all__ = ["Plan", "choose_target", "plan_sizes"]
 
@@ -50,7 +52,7 @@ class Plan:
     memory: HostMemory
 
 
-def plan_sizes(options: Options, spec: DecoderSpec) -> Plan:
+def plan_sizes(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> Plan:
     """Sizes that fit. Raises ConfigError, and TargetError naming the largest sizes that do fit.
 
     The memory of a target that is not this host is its own; it is not looked at here.
@@ -64,7 +66,10 @@ def plan_sizes(options: Options, spec: DecoderSpec) -> Plan:
     share = options.gpu_memory_utilization
     bound = int((share or SHARE_DEFAULT) * memory.total_bytes)
     sizes = _sizes(options, _length(options, spec), target)
-    need = _need(spec, sizes)
+    quantization = quantisation_of(options, checkpoint, sizes.dtype)
+    stored = stored_bytes(checkpoint) if quantization != DENSE and sizes.kernels == "cpu" else None
+    sizes = replace(sizes, quantization=quantization)
+    need = _need(spec, sizes, stored)
     if target.platform != "cpu":
         if share is not None:
             say(f"gpu_memory_utilization={share} has no effect on the target {target.name} yet")
@@ -74,9 +79,9 @@ def plan_sizes(options: Options, spec: DecoderSpec) -> Plan:
         length = largest_len(need, bound)
         if length == 0:
             check_fit(need, bound, "the share of memory for it")
-        sizes = _sizes(options, length, target)
+        sizes = replace(_sizes(options, length, target), quantization=quantization)
         say(f"max_model_len is {length}, of the model's {spec.model_len_max}")
-        need = _need(spec, sizes)
+        need = _need(spec, sizes, stored)
     sizes = replace(sizes, block_count=_blocks(options, sizes, need, bound))
     need = replace(need, block_count=sizes.block_count)
     if share is not None:
@@ -213,12 +218,14 @@ def _blocks(options: Options, sizes: Sizes, need: MemoryNeed, bound: int | None)
     return blocks
 
 
-def _need(spec: DecoderSpec, sizes: Sizes) -> MemoryNeed:
+def _need(spec: DecoderSpec, sizes: Sizes, stored: int | None) -> MemoryNeed:
+    """What a build takes; `stored`: bytes of the checkpoint, where its weights grow no further."""
     shapes = weight_shapes(spec, sizes.dtype, sizes.kernels).values()
+    dense = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)
     cache = cache_shapes(spec, replace(sizes, block_count=1))
     item = np.dtype(ARRAY_DTYPES[sizes.dtype]).itemsize
     return MemoryNeed(
-        weights_bytes=sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes),
+        weights_bytes=dense if stored is None else min(dense, stored),
         block_bytes=(math.prod(cache.k) + math.prod(cache.v)) * item,
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,

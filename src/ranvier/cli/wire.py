@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ranvier.cli.neuron import explain_nxdi_root, refuse_nxdi_model
+from ranvier.cli.quantisation import with_scheme
 from ranvier.cli.settings import (
     Options,
     artifact_roots,
@@ -208,9 +209,9 @@ def open_model(options: Options) -> Checkpoint:
     text = None
     if options.tokenizer is not None and options.tokenizer != options.model:
         text = _text_source(options)
-    if text is None and not options.hf_overrides:
-        return checkpoint
-    return OverriddenCheckpoint(checkpoint, options.hf_overrides or {}, text)
+    if text is not None or options.hf_overrides:
+        checkpoint = OverriddenCheckpoint(checkpoint, options.hf_overrides or {}, text)
+    return with_scheme(options, checkpoint)
 
 
 def plan(options: Options, checkpoint: Checkpoint) -> Plan:
@@ -219,7 +220,7 @@ def plan(options: Options, checkpoint: Checkpoint) -> Plan:
     from ranvier.cli.sizes import plan_sizes
     from ranvier.models.table import resolve
 
-    return plan_sizes(options, resolve(checkpoint.config))
+    return plan_sizes(options, resolve(checkpoint.config), checkpoint)
 
 
 def locate(model: str, revision: str | None = None, download_dir: str | None = None) -> Path:

@@ -57,7 +57,7 @@ def describe(target: Target) -> str:
 
 
 def _launch_inline() -> None:
-    """Let the CPU run a program in the thread that launches it; takes effect before the first client.
+    """Let the CPU run a program in the thread that launches it, from the first client on.
 
     A step on the CPU leaves nothing to overlap with, and handing it to another thread costs 3 to
     10 % of a decode step.
