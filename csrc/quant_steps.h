@@ -92,17 +92,15 @@ struct Rows {
   float* scales;  // [2][rows]: of wide, of narrow
 };
 
-inline V16 normed(const Linear& a, int64_t row, int64_t i, float scale) {
-  V16 v = i < a.inputs ? read_x(a, row, i) : V16{};
-  if (a.norm != nullptr && i < a.inputs) v = v * scale * load_some(a.norm + i, a.inputs - i);
-  return v;
-}
-
-// Largest size of a row's values; NaN where one is not finite, so that it is not lost in the codes.
-inline float reach(const Linear& a, int64_t row, float scale) {
+// One row, normed, into `values` [depth], 0 behind its end. Returns the largest size; NaN where a value
+// is not finite, so that it is not lost in the codes.
+inline float norm_into(const Linear& a, int64_t row, float* values) {
+  const float scale = row_scale(a, row);
   V16 top{}, nothing{};
   for (int64_t i = 0; i < a.depth; i += 16) {
-    const V16 v = normed(a, row, i, scale);
+    V16 v = i < a.inputs ? read_x(a, row, i) : V16{};
+    if (a.norm != nullptr && i < a.inputs) v = v * scale * load_some(a.norm + i, a.inputs - i);
+    store16(values + i, v);
     const V16 size = reinterpret_cast<V16>(reinterpret_cast<U16>(v) & 0x7fffffff);
     top = size > top ? size : top;
     nothing += v * 0.0f;
@@ -147,30 +145,33 @@ inline void sum_groups(const Rows& to, int64_t row, const float* cells) {
   }
 }
 
-inline void widen_row(const Linear& a, const Rows& to, int64_t row, float norm, float rate) {
+inline void widen_row(const Rows& to, int64_t row, const float* values, float* cells, float rate) {
   typedef int16_t C16 __attribute__((vector_size(32)));
-  static thread_local std::vector<float> cells;
-  cells.resize(static_cast<size_t>(a.depth / 16));
-  for (int64_t i = 0; i < a.depth; i += 16) {
-    const I16 codes = to_codes(normed(a, row, i, norm) * rate);
+  for (int64_t i = 0; i < to.depth; i += 16) {
+    const I16 codes = to_codes(load16(values + i) * rate);
     const C16 shorts = __builtin_convertvector(codes, C16);
     std::memcpy(to.wide + row * to.depth + i, &shorts, sizeof shorts);
-    cells[static_cast<size_t>(i / 16)] = static_cast<float>(sum_int(codes));
+    cells[i / 16] = static_cast<float>(sum_int(codes));
   }
-  sum_groups(to, row, cells.data());
+  sum_groups(to, row, cells);
 }
 
-inline void narrow_row(const Linear& a, const Rows& to, int64_t row, float norm, float rate) {
-  for (int64_t i = 0; i < a.depth; i += 16) {
-    const B16 bytes = __builtin_convertvector(to_codes(normed(a, row, i, norm) * rate) + 128, B16);
+inline void narrow_row(const Rows& to, int64_t row, const float* values, float rate) {
+  for (int64_t i = 0; i < to.depth; i += 16) {
+    const B16 bytes = __builtin_convertvector(to_codes(load16(values + i) * rate) + 128, B16);
     std::memcpy(to.narrow + row * to.depth + i, &bytes, sizeof bytes);
   }
 }
 
 inline void quantise_row(const Linear& a, const Rows& to, int64_t row) {
-  const float norm = row_scale(a, row), top = reach(a, row, norm);
-  if (to.wide != nullptr) widen_row(a, to, row, norm, top > 0 ? 32767.0f / top : 0.0f);
-  if (to.narrow != nullptr) narrow_row(a, to, row, norm, top > 0 ? 127.0f / top : 0.0f);
+  static thread_local std::vector<float> room;
+  const auto cells = static_cast<size_t>(a.depth);
+  if (room.size() < cells + cells / 16 + 16) room.resize(cells + cells / 16 + 16);
+  float* const values = room.data();
+  const float top = norm_into(a, row, values);
+  const float wide = top > 0 ? 32767.0f / top : 0.0f, narrow = top > 0 ? 127.0f / top : 0.0f;
+  if (to.wide != nullptr) widen_row(to, row, values, values + cells, wide);
+  if (to.narrow != nullptr) narrow_row(to, row, values, narrow);
   to.scales[row] = top / 32767.0f;
   to.scales[a.rows + row] = top / 127.0f;
 }

@@ -27,6 +27,7 @@ struct Part {
   const Rows* rows;
   int64_t first;
   const float* sums;    // of the first row's inputs, by group
+  const float* scales;  // of the rows
   const uint8_t* next;  // fetched while this tile is multiplied, or null
 };
 
@@ -140,7 +141,7 @@ void multiply_dynamic(Part p, const uint8_t* tile, float* out) {
   const V16 scale = load_as<V16>(tile);
   const I16 weights = load_as<I16>(tile + 64);
   for (int r = 0; r < R; ++r)
-    store16(out + kGroup * r, to_floats(sums.total(r) - 128 * weights) * scale);
+    store16(out + kGroup * r, to_floats(sums.total(r) - 128 * weights) * scale * p.scales[r]);
 }
 
 template <Format F, int R>
@@ -162,7 +163,7 @@ void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
       }
     }
     const V16 scale = kOf.is_whole ? load_as<V16>(tile) : splat(1.0f);
-    for (int r = 0; r < R; ++r) store16(out + kGroup * r, totals.of[r] * scale);
+    for (int r = 0; r < R; ++r) store16(out + kGroup * r, totals.of[r] * scale * p.scales[r]);
   }
 }
 
@@ -232,10 +233,8 @@ void run_tile(const Quantised& a, const Rows& rows, const Tile& tile, int64_t ro
   const int64_t s = tile.segment - a.segments;
   const float* const scales = rows.scales + (format == Format::kI8D ? a.rows : 0) + row;
   const float* const inputs = rows.sums[s] + row * (a.depth / rows.groups[s]);
-  const Part part{&rows, row, inputs, is_fetching ? tile.next : nullptr};
+  const Part part{&rows, row, inputs, scales, is_fetching ? tile.next : nullptr};
   kernel_of(format, count)(part, tile.at, *tile.segment, sums);
-  for (int64_t r = 0; r < count; ++r)
-    store16(sums + kGroup * r, load16(sums + kGroup * r) * scales[r]);
 }
 
 void run_group(const Quantised& a, const Rows& rows, int64_t group) {

@@ -76,7 +76,7 @@ class Options:
     """auto (bfloat16; float32 where the kernels are not built), bfloat16 or float32."""
     quantization: str | None = None
     """Whole-number weights: int8, int8-dynamic, int4 and others (docs/quantisation.md) quantise
-    while packing; none: dense, in dtype; default: as the checkpoint stores them (float32: dense)."""
+    while packing; none: dense, in dtype; default: as the checkpoint has them (float32: dense)."""
     max_model_len: int | None = None
     """Tokens of a prompt and its output together; default the model's, at most 4096; auto or -1:
     the model's, or what fits in memory."""
