@@ -186,7 +186,6 @@ def test_no_option_is_in_two_tables():
         ({"dtype": "float16"}, "supported: auto, bfloat16"),
         ({"seed": -1}, "seed must be in"),
         ({"num_gpu_blocks_override": 5, "kv_cache_memory_bytes": 5}, "not both"),
-        ({"tensor_parallel_size": 2}, "only 1"),
     ],
 )
 def test_a_wrong_option_is_an_error_by_name(given, message):
