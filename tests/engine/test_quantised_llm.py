@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.numerics.isa import NEEDS_KERNELS
 
 from ranvier import LLM, SamplingParams
 from ranvier.core.errors import ConfigError
 from ranvier.native import library
-from tests.numerics.isa import NEEDS_KERNELS
 
 PROMPTS = [[7, 11, 5, 80, 33, 9], [3, 4], list(range(10, 60))]
 FARTHEST = {"int8": 0.1, "int8-dynamic": 0.25, "int4": 1.0, "int4-asym": 1.0}
