@@ -95,6 +95,16 @@ CASES = [
         "RS_AG needs tp_degree (8) of at most tkg_batch_size (4)",
     ),
     ({"world_size": 3, "tp_degree": 2}, {}, "world_size = 3: it is the product of tp_degree (2)"),
+    (
+        {"logical_nc_config": 1, "target": "trn2"},
+        {},
+        "logical_nc_config = 1: programs are built for the target's default (2)",
+    ),
+    (
+        {"logical_neuron_cores": 2},
+        {"target": "neuron-inf2"},
+        "logical_neuron_cores = 2: programs are built for the target's default (1)",
+    ),
     ({"quantized": True}, {}, "quantized weights need quantized_checkpoints_path"),
     (
         {"activation_quantization_type": "dynamic", "mlp_kernel_enabled": True},
@@ -191,6 +201,8 @@ def test_a_broken_rule_of_the_plugin_says_so(given, plain, text):
         {"enable_bucketing": False, "buckets": [128]},
         {"attention_dtype": None, "torch_dtype": "float32"},
         {"world_size": 4, "tp_degree": 4},
+        {"logical_nc_config": 2, "target": "trn2"},
+        {"logical_nc_config": 2},
         {"prefix_buckets": [64], "is_prefix_caching": True, "seq_len": 128},
         {BLOCK: True, "qkv_kernel_enabled": True},
     ],

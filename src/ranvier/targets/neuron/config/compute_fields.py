@@ -11,6 +11,7 @@ _MODEL = "the model's own config says it"
 _CONTEXT = "context parallelism is not supported yet"
 _QUANTISED = "quantised weights for Neuron are not supported yet"
 _FLAG = "flags of neuronx-cc are not taken from a configuration yet"
+_CORES = "programs are built for the target's default, and any other value is an error"
 _EXPERTS = "mixtures of experts are not supported yet"
 
 KERNELS: tuple[Field, ...] = (
@@ -62,8 +63,10 @@ WEIGHTS: tuple[Field, ...] = (
 )  # fmt: skip
 
 COMPILER: tuple[Field, ...] = (
-    refused("logical_nc_config", "int", Derived("2 on trn2 and trn3, else 1"), _FLAG),
-    refused("logical_neuron_cores", "int", Derived("the old name of logical_nc_config"), _FLAG),
+    satisfied("logical_nc_config", "count", Derived("2 on trn2 and trn3, else 1"), _CORES),
+    satisfied(
+        "logical_neuron_cores", "count", Derived("as logical_nc_config, its old name"), _CORES
+    ),
     satisfied("lm_head_pad", "bool", Derived("logical_nc_config > 1"), "the head is padded always"),
     satisfied("lm_head_pad_alignment_size", "int", 1, "the head is padded as the kernels need"),
     refused("cc_pipeline_tiling_factor", "int", 2, _FLAG, (1,)),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ranvier.targets.neuron.config.read import Problem
+from ranvier.targets.table import TARGETS
 
 __all__ = ["PLUGIN_RULES", "RULES", "Rule", "broken", "effective", "effective_plugin"]
 
@@ -39,10 +40,17 @@ def effective(given: Values, options: Values) -> dict[str, Any]:
         "seq_len": length, "max_length": length, "n_positions": length,
         "max_context_length": options.get("max_num_batched_tokens", length),
         "torch_dtype": options.get("dtype", "bfloat16"), "cast_type": "config",
+        "logical_cores": _logical_cores(given.get("target", options.get("target")) or ""),
         "tp_degree": tp, "ep_dispatch_cc_option": "AR_AG", "speculation_length": 0,
         "medusa_speculation_length": 0,
     }  # fmt: skip
     return {**values, **given}
+
+
+def _logical_cores(target: str) -> int | None:
+    """Physical cores of a logical one by default; None where the target is no Neuron device."""
+    found = TARGETS.get(f"neuron-{target.removeprefix('neuron-')}")
+    return found.logical_cores[0] if found else None
 
 
 def effective_plugin(given: Values, options: Values) -> dict[str, Any]:
@@ -78,6 +86,15 @@ def _speculates(v: Values) -> bool:
 def _largest(v: Values, key: str) -> float:
     sizes: list[int] = v.get(key) or [0]
     return max(sizes)
+
+
+def _cores_rule(name: str) -> Rule:
+    return Rule(
+        (name, "target"),
+        lambda v: v["logical_cores"] not in (None, v.get(name, v["logical_cores"])),
+        "programs are built for the target's default ({logical_cores}).",
+        f"Leave out {name}.",
+    )
 
 
 QKV = ("qkv_kernel_enabled", "qkv_nki_kernel_enabled")
@@ -210,6 +227,8 @@ RULES: tuple[Rule, ...] = (
         "({ep_degree}).",
         "Leave it out.",
     ),
+    _cores_rule("logical_nc_config"),
+    _cores_rule("logical_neuron_cores"),
     Rule(
         ("quantized", "quantized_checkpoints_path"),
         lambda v: _on(v, "quantized") and not v.get("quantized_checkpoints_path"),
