@@ -8,6 +8,7 @@ import threading
 
 import uvicorn
 
+from ranvier.cli.serving.http import BoundedProtocol
 from ranvier.engine.client import SocketClient
 from ranvier.engine.message import Ready
 from ranvier.engine.service import EngineLink, EngineService
@@ -45,7 +46,9 @@ class Server:
     async def main(self):
         self.client = await EngineThread(self.engine).client()
         self.app = self.make(self.client)
-        config = uvicorn.Config(self.app, port=0, log_level="error", lifespan="off")
+        config = uvicorn.Config(
+            self.app, http=BoundedProtocol, port=0, log_level="error", lifespan="off"
+        )
         self.server = uvicorn.Server(config)
         task = asyncio.create_task(self.server.serve())
         while not self.server.started:

@@ -19,16 +19,22 @@ CONFIG = {
 }  # fmt: skip
 
 
-def simulated(step_s=0.0, blocks=200, rows=4, **options):
-    """A running server; `engine.runner.on_step` may be replaced to hold the device."""
+def simulated_engine():
+    """An engine on a simulated device; `runner.on_step` may be replaced to hold it."""
     info = RunnerInfo(
-        buckets=BucketSet(tokens=(1, 8, 32)), rows_max=rows, block_tokens=4, block_count=blocks,
+        buckets=BucketSet(tokens=(1, 8, 32)), rows_max=4, block_tokens=4, block_count=200,
         model_len_max=LENGTH, vocab_size=VOCAB, logprobs_max=20, edits_max=1200,
     )  # fmt: skip
+    return Engine(SimulatedRunner(info), EngineConfig(max_num_batched_tokens=32))
+
+
+def simulated(**options):
+    """A running server on a simulated engine."""
+    engine = simulated_engine()
+    info = engine.runner.info
     codec = TextCodec(
         byte_tokenizer(VOCAB), CONFIG, {"eos_token_id": 2}, vocab_size=VOCAB, model_len_max=LENGTH
     )
-    engine = Engine(SimulatedRunner(info), EngineConfig(max_num_batched_tokens=32))
     options.setdefault("model_names", ("sim",))
     settings = ServerOptions(**options)
     return Server(engine, lambda client: make_app(settings, codec, client, info, created=7))

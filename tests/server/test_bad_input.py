@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -128,6 +129,16 @@ def test_a_huge_body_is_a_413_whether_it_tells_its_size_or_not(server, http):
             yield part
 
     refused(http.post("/tokenize", content=parts()), 413)
+
+
+def test_headers_without_end_are_refused(server):
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        raw.settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                raw.sendall(b"a: " + b"b" * 65536 + b"\r\n")
+        assert b" 431 " in raw.recv(200)
 
 
 def test_routes_and_methods_that_are_not_there(http):

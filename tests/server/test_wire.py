@@ -46,7 +46,8 @@ def chunks(http, route, **fields):
     """The chunks of a stream; its last line is checked."""
     fields = {"stream": True, **fields}
     with http.stream("POST", route, json=fields) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
+        kind = answer.headers["content-type"]
+        assert kind.startswith("text/event-stream"), answer.read()
         lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line[6:]) for line in lines[:-1]]

@@ -43,9 +43,9 @@ def serve(options: Options, front: FrontOptions, start_s: float) -> int:
 async def _main(
     options: Options, front: FrontOptions, listener: socket.socket, start_s: float
 ) -> int:
+    shutdown = Shutdown(asyncio.get_running_loop())
     host, phases = EngineHost(options), _Phases(start_s)
     phases.end("imports and options")
-    shutdown = Shutdown(asyncio.get_running_loop())
     try:
         loading = asyncio.ensure_future(_load(host, front, phases))
         shutdown.on_first = loading.cancel
@@ -56,7 +56,7 @@ async def _main(
         serving = Listener(front, options, host, ready, folder)
         return await serving.run(listener, shutdown, on_ready=phases.show)
     finally:
-        await host.close()
+        await host.close(is_hurried=shutdown.insisted.is_set())
 
 
 async def _load(host: EngineHost, front: FrontOptions, phases: _Phases) -> tuple[Ready, Path]:

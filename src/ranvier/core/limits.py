@@ -29,6 +29,8 @@ class Limits:
     """HTTP body, and one message between server and engine."""
     header_bytes_max: int = 64 * 2**10
     """HTTP request headers."""
+    header_read_s: float = 30.0
+    """Time for a new connection to send the headers of its first request."""
     template_render_s: float = 5.0
     """Time to render a chat template."""
     stream_events_max: int = 4096

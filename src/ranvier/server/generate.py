@@ -158,7 +158,9 @@ class Generation:
         fields = {name: getattr(defaults, name) for name in SamplingParams.__struct_fields__}
         for name in fields:
             value = getattr(body, name, None)
-            if value is not None:
+            if (
+                value is not None and name != "stream_interval"
+            ):  # kept by the answer, not the engine
                 fields[name] = value
         limit = getattr(body, "max_completion_tokens", None)
         limit = limit if limit is not None else body.max_tokens

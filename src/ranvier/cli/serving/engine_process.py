@@ -6,6 +6,7 @@ the connection: when that ends, for whatever reason, so does the process, and it
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -34,7 +35,10 @@ def main(path: str) -> int:
     start_s = time.perf_counter()
     options = Options(**json.load(sys.stdin))
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(path)
+    try:
+        connection.connect(path)
+    finally:
+        _forget(path)
     link = EngineLink(connection, _end_soon)
     try:
         EngineService(_open(options, link, start_s), link).run()
@@ -79,6 +83,13 @@ class _ToldPhases(list[tuple[str, float]]):
 
     def append(self, phase: tuple[str, float]) -> None:
         self._link.send(Phase(*phase))
+
+
+def _forget(path: str) -> None:
+    """Remove the socket and its folder: they have served, or the server is gone already."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+        os.rmdir(os.path.dirname(path))
 
 
 def _end_soon() -> None:

@@ -61,12 +61,12 @@ class EngineHost:
         self.client = client
         return ready
 
-    async def close(self) -> None:
+    async def close(self, *, is_hurried: bool = False) -> None:
         """End the process: by itself, else by force. Safe to call at any time."""
         self._forget_socket()
         if self.client is not None:
             await self.client.close()
-            await asyncio.to_thread(self._wait, END_S)
+            await asyncio.to_thread(self._wait, 0.0 if is_hurried else END_S)
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         await asyncio.to_thread(self.process.wait)

@@ -14,10 +14,10 @@ import uvicorn
 from ranvier.artifact.read import read_manifest
 from ranvier.cli.front import FrontOptions, server_options
 from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.http import BoundedProtocol
 from ranvier.cli.serving.shutdown import Shutdown
 from ranvier.cli.settings import Options, say
 from ranvier.cli.wire import open_codec
-from ranvier.core.limits import LIMITS
 from ranvier.engine.message import Ready
 from ranvier.server.app import make_app
 from ranvier.server.log import StatsLine
@@ -51,6 +51,7 @@ class Listener:
         front = self._front
         config = uvicorn.Config(
             self._app,
+            http=BoundedProtocol,
             lifespan="off",
             log_config=None,
             log_level="warning",
@@ -58,7 +59,6 @@ class Listener:
             server_header=False,
             root_path=front.root_path,
             timeout_keep_alive=front.timeout_keep_alive,
-            h11_max_incomplete_event_size=LIMITS.header_bytes_max,
             timeout_graceful_shutdown=CLOSE_S,
             ssl_keyfile=front.ssl_keyfile,
             ssl_certfile=front.ssl_certfile,
