@@ -20,6 +20,7 @@ from ranvier.cli.settings import (
     cache_folder,
     given_fields,
     is_writable,
+    machine_variables,
     nearest,
     parse_options,
     say,
@@ -87,6 +88,7 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     """A warm engine on an artifact. Appends (phase, seconds) to `phases`."""
     from ranvier.runtime.load import load_runner
 
+    _check_cores(folder)
     try:
         runner = load_runner(folder, phases)
     except DamagedArtifact as damage:
@@ -104,6 +106,22 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
         order="overlapped" if options.async_scheduling else "plain",
     )
     return Engine(runner, config)
+
+
+def _check_cores(folder: Path) -> None:
+    """Refuse Neuron's variables under which an artifact for it cannot run."""
+    from ranvier.artifact.read import read_manifest
+    from ranvier.targets.neuron.cores import check_cores
+    from ranvier.targets.table import find_target
+
+    key = read_manifest(folder).key
+    target = find_target(key.target)
+    if target.is_neuron:
+        check_cores(
+            machine_variables(),
+            tensor_parallel=key.tensor_parallel,
+            logical_core_config=target.logical_cores[0],
+        )
 
 
 def open_codec(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ranvier.core.errors import TargetError
 from ranvier.targets.table import TARGETS, Target
 
-__all__ = ["describe", "local_target", "open_device"]
+__all__ = ["describe", "describe_default", "local_target", "on_cpu", "open_device"]
 
 INSTALL = {
     "cuda": "Install it with: pip install 'ranvier[cuda]'; or choose --device cpu.",
@@ -48,6 +51,23 @@ def local_target() -> Target:
             )
         return TARGETS[f"neuron-{found[0]}"]
     return _cpu()
+
+
+def on_cpu() -> AbstractContextManager[Any]:
+    """Within it arrays and programs are the CPU's, whatever the default device is."""
+    context: AbstractContextManager[Any] = jax.default_device(jax.local_devices(backend="cpu")[0])
+    return context
+
+
+def describe_default() -> dict[str, str]:
+    """What the default device is and which versions drive it."""
+    device = jnp.zeros(()).devices().pop()
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "version": device.client.platform_version,
+        "jax": jax.__version__,
+    }
 
 
 def describe(target: Target) -> str:
