@@ -132,7 +132,7 @@ def _dies_in_the_middle_of_a_stream(server):
     assert answer.status_code >= 500 and "died" in answer.json()["error"]["message"]
 
 
-def test_a_signal_drains_and_a_second_one_ends_at_once(start):
+def test_a_signal_drains_what_is_open_and_refuses_the_rest(start):
     server = start()
     body = {"prompt": ["Hi"] * 40, "max_tokens": 100, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=30) as answer:
@@ -169,6 +169,19 @@ def test_the_engine_dies_with_the_server(start):
     server = start()
     os.kill(server.process.pid, signal.SIGKILL)
     eventually(server.is_gone, 5)
+
+
+def test_a_signal_during_the_start_breaks_it_off(tiny_options, tmp_path):
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in tiny_options.items()]
+    command = [sys.executable, "-m", "ranvier.cli.main", "serve", *words, "--port=0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+    eventually(lambda: _children(process.pid), 30)
+    engine = int(_children(process.pid)[0])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 130
+    assert b"Traceback" not in process.stderr.read()
+    eventually(lambda: not _is_running(engine) and not list(tmp_path.iterdir()), 5)
 
 
 def test_a_failed_start_prints_its_cause_last(tmp_path, tiny_options):
