@@ -108,7 +108,7 @@ class Options:
     require_artifacts: bool = False
     """Refuse to compile: a missing or damaged artifact is an error."""
     tensor_parallel_size: int = 1
-    """Devices that share the model; only 1 is supported now."""
+    """Devices that share the model: 1 to run; more can be compiled for Neuron so far."""
     async_scheduling: bool = False
     """Plan and launch the next step before the result of the last one is read."""
     override_neuron_config: dict[str, Any] | None = None
