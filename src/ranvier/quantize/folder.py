@@ -30,11 +30,12 @@ def write_folder(
     output: Path,
     checkpoint: Checkpoint,
     schemes: dict[str, Scheme],
-    made: Iterable[tuple[str, QuantTensor]],
+    made: Iterable[tuple[str, QuantTensor | NDArray[np.float32]]],
 ) -> int:
     """Write the folder, whole or not at all; the bytes of its tensors. Raises ConfigError.
 
-    `made` gives the quantised tensors; all others are copied, in the model's dtype.
+    `made` gives the quantised tensors and dense ones that changed; all others are copied. Dense
+    ones are written in the model's dtype.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output}: exists and is not an empty folder.")
@@ -107,14 +108,19 @@ def _arguments(scheme: Scheme, group: int) -> dict[str, Any]:
 def _tensors(
     checkpoint: Checkpoint,
     schemes: dict[str, Scheme],
-    made: Iterable[tuple[str, QuantTensor]],
+    made: Iterable[tuple[str, QuantTensor | NDArray[np.float32]]],
     dtype: Any,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
+    changed = set()
     for name, tensor in made:
+        if not isinstance(tensor, QuantTensor):
+            changed.add(name)
+            yield name, np.asarray(tensor, dtype)
+            continue
         for suffix, array in _stored(tensor, schemes[name], dtype).items():
             yield f"{module_of(name)}.{suffix}", array
     for name in checkpoint.tensor_names():
-        if name not in schemes:
+        if name not in schemes and name not in changed:
             array = checkpoint.read(name)
             is_float = array.dtype.name in ("float32", "float16", "bfloat16", "float64")
             yield name, np.asarray(array, dtype) if is_float else array

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ranvier.models.spec import DecoderSpec
 from ranvier.quantize.forward import LINEARS, embed, head, layer_vectors, run_layer
 from ranvier.quantize.measure import Divergence, compare
+from ranvier.quantize.smoothing import Inputs, changed_norms, smooth
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.quantise.compensation import quantise_aware
 from ranvier.weights.quantise.rounding import quantise
@@ -45,8 +46,11 @@ class Making:
     """Relative squared error of each quantised module's weights."""
     divergence: Divergence | None = None
 
-    def tensors(self) -> Iterator[tuple[str, QuantTensor]]:
-        """Every quantised tensor by its dense name. Raises CheckpointError."""
+    def tensors(self) -> Iterator[tuple[str, QuantTensor | Floats]]:
+        """Every quantised tensor by its dense name, and norms that changed. Raises CheckpointError.
+
+        8-bit activations are smoothed where there is a calibration text and no linear is left out.
+        """
         texts = _Texts(self)
         for layer in range(self.spec.layers):
             names = {a: self.spec.array(a).sources[layer] for a in LINEARS}
@@ -56,24 +60,34 @@ class Making:
                 for name in sources
             }
             vectors = layer_vectors(self.checkpoint, self.spec, layer)
-            step = _Step(self.spec, layer, names, vectors)
-            hessians = texts.hessians(step, dense)
-            made = {}
-            for array, sources in names.items():
-                for name in sources:
-                    if name in self.schemes:
-                        made[name] = self._quantise(name, dense[name], hessians.get(array))
-            texts.advance(step, dense, made)
+            before = _Step(self.spec, layer, names, vectors, dict(dense))
+            inputs = texts.inputs(before)
+            if inputs and all(self._is_dynamic(name) for name in dense):
+                vectors = dict(vectors)
+                smooth(names, dense, vectors, inputs)
+                yield from changed_norms(self.spec, layer, vectors).items()
+            made = {
+                name: self._quantise(name, dense[name], inputs.get(array))
+                for array, sources in names.items()
+                for name in sources
+                if name in self.schemes
+            }
+            kept = {name: made[name].values() if name in made else dense[name] for name in dense}
+            texts.advance(before, _Step(self.spec, layer, names, vectors, kept))
             yield from made.items()
             self.progress(1)
         self.divergence = texts.divergence()
 
-    def _quantise(self, name: str, matrix: Floats, hessian: Floats | None) -> QuantTensor:
+    def _is_dynamic(self, name: str) -> bool:
+        scheme = self.schemes.get(name)
+        return scheme is not None and scheme.activation_bits == 8
+
+    def _quantise(self, name: str, matrix: Floats, inputs: Inputs | None) -> QuantTensor:
         scheme, module = self.schemes[name], module_of(name)
-        if hessian is None:
+        if inputs is None:
             made = quantise(matrix, scheme, module)
         else:
-            made = quantise_aware(matrix, scheme, module, hessian)
+            made = quantise_aware(matrix, scheme, module, inputs.energy)
         lost = np.square(made.values() - matrix).sum(dtype=np.float64)
         self.errors[module] = float(lost / max(np.square(matrix).sum(dtype=np.float64), 1e-30))
         return made
@@ -81,18 +95,19 @@ class Making:
 
 @dataclass(frozen=True)
 class _Step:
-    """A layer without its matrices."""
+    """A layer and its weights."""
 
     spec: DecoderSpec
     layer: int
     names: dict[str, tuple[str, ...]]
     vectors: dict[str, Floats]
+    weights: dict[str, Floats]
 
     def run(self, x_STD: Floats, linear: Callable[[str, Floats], Floats]) -> Floats:
         return run_layer(x_STD, self.spec, self.layer, self.vectors, linear)
 
-    def matrices(self, weights: dict[str, Floats]) -> dict[str, Floats]:
-        return {a: np.concatenate([weights[n] for n in s]) for a, s in self.names.items()}
+    def matrices(self) -> dict[str, Floats]:
+        return {a: np.concatenate([self.weights[n] for n in s]) for a, s in self.names.items()}
 
 
 class _Texts:
@@ -108,40 +123,37 @@ class _Texts:
         self._original = start(making.evaluation)
         self._quantised = self._original
 
-    def hessians(self, step: _Step, dense: dict[str, Floats]) -> dict[str, Floats]:
-        """E[x x'] of the inputs of each array, on the calibration text."""
+    def inputs(self, step: _Step) -> dict[str, Inputs]:
+        """What the linears of the layer see of the calibration text; nothing without one."""
         if self._calibration is None:
             return {}
-        matrices, found = step.matrices(dense), {}
+        matrices, found = step.matrices(), {}
 
         def linear(array: str, x: Floats) -> Floats:
             flat = x.reshape(-1, x.shape[-1])
-            found[array] = flat.T @ flat / np.float32(len(flat))
+            found[array] = Inputs(flat.T @ flat / np.float32(len(flat)), np.abs(flat).max(0))
             return x @ matrices[array].T
 
         step.run(self._calibration, linear)
         return found
 
-    def advance(self, step: _Step, dense: dict[str, Floats], made: dict[str, QuantTensor]) -> None:
-        """Carry every text through the layer: the original's by dense weights, the rest by made."""
+    def advance(self, before: _Step, after: _Step) -> None:
+        """Carry every text through the layer, the original's as it was `before`."""
         if self._calibration is None and self._original is None:
             return
-        kept = {n: made[n].values() if n in made else dense[n] for n in dense}
-        matrices = step.matrices(kept)
-        rounds = {
-            array: any(n in made and made[n].activation_bits == 8 for n in sources)
-            for array, sources in step.names.items()
-        }
+        matrices = after.matrices()
+        is_dynamic = self._making._is_dynamic
+        rounds = {array: any(map(is_dynamic, sources)) for array, sources in after.names.items()}
 
         def quantised(array: str, x: Floats) -> Floats:
             return (_by_token(x) if rounds[array] else x) @ matrices[array].T
 
         if self._calibration is not None:
-            self._calibration = step.run(self._calibration, quantised)
+            self._calibration = after.run(self._calibration, quantised)
         if self._original is not None and self._quantised is not None:
-            self._quantised = step.run(self._quantised, quantised)
-            plain = step.matrices(dense)
-            self._original = step.run(self._original, lambda array, x: x @ plain[array].T)
+            self._quantised = after.run(self._quantised, quantised)
+            plain = before.matrices()
+            self._original = before.run(self._original, lambda array, x: x @ plain[array].T)
 
     def divergence(self) -> Divergence | None:
         making = self._making
