@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ranvier.models.spec import DecoderSpec
 from ranvier.quantize.forward import LINEARS, embed, head, layer_vectors, run_layer
 from ranvier.quantize.measure import Divergence, compare
-from ranvier.quantize.smoothing import Inputs, changed_norms, smooth
+from ranvier.quantize.smoothing import Inputs, changed_norms, inputs_of, smooth
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.quantise.compensation import quantise_aware
 from ranvier.weights.quantise.rounding import quantise
@@ -131,7 +131,7 @@ class _Texts:
 
         def linear(array: str, x: Floats) -> Floats:
             flat = x.reshape(-1, x.shape[-1])
-            found[array] = Inputs(flat.T @ flat / np.float32(len(flat)), np.abs(flat).max(0))
+            found[array] = inputs_of(flat)
             return x @ matrices[array].T
 
         step.run(self._calibration, linear)

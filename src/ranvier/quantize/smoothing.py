@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ranvier.models.spec import DecoderSpec
 
-__all__ = ["Inputs", "changed_norms", "smooth"]
+__all__ = ["Inputs", "changed_norms", "inputs_of", "smooth"]
 
 Floats = NDArray[np.float32]
 
@@ -23,6 +23,9 @@ STRENGTH = 0.6
 """Share of a channel's range that moves: 0 none, 1 all."""
 NORMS = {"qkv": "attn_norm", "gate_up": "mlp_norm"}
 FLOOR = np.float32(1e-5)
+LOUD = 4
+"""A token counts as if its energy were at most so many times the median's: the few that take all of
+a model's massive activations (the first of a text, mostly) would drown the rest."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Inputs:
 
     def divided(self, by: Floats) -> Inputs:
         return Inputs(self.energy / by / by[:, None], self.peaks / by)
+
+
+def inputs_of(x_TI: Floats) -> Inputs:
+    """What calibration keeps of a linear's inputs."""
+    energy = np.mean(np.square(x_TI), 1)
+    share = np.minimum(1, LOUD * np.median(energy) / np.maximum(energy, np.float32(1e-30)))
+    even = x_TI * np.sqrt(share, dtype=np.float32)[:, None]
+    return Inputs(even.T @ even / np.float32(len(even)), np.abs(x_TI).max(0))
 
 
 def smooth(
