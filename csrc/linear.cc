@@ -1,8 +1,8 @@
 // The FFI handler of linear: checks what the graph hands over and calls the machine's kernel.
 #include "linear.h"
 
-#include "ffi.h"
 #include "isa.h"
+#include "linear_call.h"
 
 namespace ranvier {
 namespace {
@@ -23,39 +23,21 @@ Kernel kernel() {
 #endif
 }
 
-// A layer's row of a stacked f32 array, or null for an absent operand (no elements).
-const float* row_of(const Floats& stacked, int64_t layer) {
-  if (stacked.element_count() == 0) return nullptr;
-  return stacked.typed_data() + layer * stacked.dimensions()[1];
-}
-
 ffi::Error run(Any x, Any weight, Ints layer, Ints count, Floats norm, Floats bias, Floats residual,
                Out out, int64_t outputs, float eps, int64_t gate) {
   const auto shape = weight.dimensions();
-  const bool is_bf16 = weight.element_type() == ffi::DataType::BF16;
-  const int64_t index = layer.typed_data()[0], rows = count.typed_data()[0];
-  const int64_t inputs = x.dimensions()[1], depth = is_bf16 ? 2 * shape[2] : shape[2];
-  if (index < 0 || index >= shape[0] || rows < 0 || rows > x.dimensions()[0] || inputs > depth ||
+  Linear a{};
+  a.is_weight_bf16 = weight.element_type() == ffi::DataType::BF16;
+  a.depth = a.is_weight_bf16 ? 2 * shape[2] : shape[2];
+  a.outputs = outputs;
+  a.eps = eps;
+  a.gate = static_cast<Gate>(gate);
+  if (!fill({x, layer, count, norm, bias, residual, out}, shape[0], a) || a.inputs > a.depth ||
       outputs > 16 * shape[1])
     return ffi::Error::InvalidArgument("linear: layer, count or sizes are out of range");
   const int64_t bytes = static_cast<int64_t>(weight.size_bytes()) / shape[0];
-  Linear a{};
-  a.rows = rows;
-  a.inputs = inputs;
-  a.outputs = outputs;
-  a.depth = depth;
-  a.x = x.untyped_data();
-  a.weight = static_cast<const char*>(weight.untyped_data()) + index * bytes;
-  a.norm = row_of(norm, index);
-  a.bias = row_of(bias, index);
-  a.residual = residual.element_count() ? residual.typed_data() : nullptr;
-  a.out = out->untyped_data();
-  a.eps = eps;
-  a.gate = static_cast<Gate>(gate);
-  a.is_x_bf16 = x.element_type() == ffi::DataType::BF16;
-  a.is_weight_bf16 = is_bf16;
-  a.is_out_bf16 = out->element_type() == ffi::DataType::BF16;
-  if (rows > 0) kernel()(a);
+  a.weight = static_cast<const char*>(weight.untyped_data()) + layer.typed_data()[0] * bytes;
+  if (a.rows > 0) kernel()(a);
   return ffi::Error::Success();
 }
 

@@ -1,8 +1,8 @@
 // The FFI handlers of the whole-number linear and of its embedding rows.
 #include "quant.h"
 
-#include "ffi.h"
 #include "isa.h"
+#include "linear_call.h"
 
 namespace ranvier {
 namespace {
@@ -37,20 +37,17 @@ bool read_segments(const Ints& table, int64_t layer, int64_t depth, int64_t byte
   return *count > 0;
 }
 
-const float* row_of(const Floats& stacked, int64_t layer) {
-  if (stacked.element_count() == 0) return nullptr;
-  return stacked.typed_data() + layer * stacked.dimensions()[1];
-}
-
 ffi::Error run(Any x, Bytes blob, Ints table, Ints layer, Ints count, Floats norm, Floats bias,
                Floats residual, Out out, int64_t outputs, float eps, int64_t gate) {
-  const int64_t index = layer.typed_data()[0], rows = count.typed_data()[0];
   Quantised a{};
-  a.inputs = x.dimensions()[1];
-  a.depth = (a.inputs + kUnit - 1) / kUnit * kUnit;
+  a.outputs = outputs;
+  a.eps = eps;
+  a.gate = static_cast<Gate>(gate);
+  a.blob = blob.typed_data();
+  a.depth = (x.dimensions()[1] + kUnit - 1) / kUnit * kUnit;
   const auto bytes = static_cast<int64_t>(blob.size_bytes());
-  if (index < 0 || index >= table.dimensions()[0] || rows < 0 || rows > x.dimensions()[0] ||
-      !read_segments(table, index, a.depth, bytes, a.segments, &a.segment_count))
+  if (!fill({x, layer, count, norm, bias, residual, out}, table.dimensions()[0], a) ||
+      !read_segments(table, layer.typed_data()[0], a.depth, bytes, a.segments, &a.segment_count))
     return ffi::Error::InvalidArgument("quantised linear: layer, count or table is out of range");
   int64_t tiles = 0;
   for (int64_t s = 0; s < a.segment_count; ++s) {
@@ -59,19 +56,7 @@ ffi::Error run(Any x, Bytes blob, Ints table, Ints layer, Ints count, Floats nor
   }
   if (outputs > kLanes * tiles || (gate != 0 && a.segment_count != 2))
     return ffi::Error::InvalidArgument("quantised linear: the table has other outputs");
-  a.rows = rows;
-  a.outputs = outputs;
-  a.x = x.untyped_data();
-  a.blob = blob.typed_data();
-  a.norm = row_of(norm, index);
-  a.bias = row_of(bias, index);
-  a.residual = residual.element_count() ? residual.typed_data() : nullptr;
-  a.out = out->untyped_data();
-  a.eps = eps;
-  a.gate = static_cast<Gate>(gate);
-  a.is_x_bf16 = x.element_type() == ffi::DataType::BF16;
-  a.is_out_bf16 = out->element_type() == ffi::DataType::BF16;
-  if (rows > 0) RANVIER_CALL(quantised, a);
+  if (a.rows > 0) RANVIER_CALL(quantised, a);
   return ffi::Error::Success();
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -70,6 +71,9 @@ def _open(options: Options, link: EngineLink, start_s: float) -> Engine:
         "enable_prefix_caching": str(options.enable_prefix_caching),
         "cache_dtype": options.dtype,
     }
+    # What is alive now stays alive: later collections need not walk through it.
+    gc.collect()
+    gc.freeze()
     link.send(Ready(info, cache))
     return engine
 
