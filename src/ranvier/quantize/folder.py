@@ -60,46 +60,41 @@ def write_folder(
 
 
 def quantization_config(checkpoint: Checkpoint, schemes: dict[str, Scheme]) -> dict[str, Any]:
-    """What compressed-tensors puts into config.json for these tensors."""
+    """What compressed-tensors puts into config.json for these tensors.
+
+    Requires: all in one scheme, with one group (selection.with_one_group).
+    """
     some = next(iter(schemes.values()))
-    groups: dict[int, set[str]] = {}
-    for name, scheme in schemes.items():
-        inputs = checkpoint.shape(name)[1]
-        group = scheme.group_of(inputs, module_of(name)) if scheme.group else 0
-        groups.setdefault(group, set()).add(module_of(name).rsplit(".", 1)[-1])
     form = {"fp8": "float-quantized"}.get(some.kind, "pack-quantized")
     if some.activation_bits == 8:
         form = "int-quantized"
-    table = {}
-    for i, (group, kinds) in enumerate(sorted(groups.items())):
-        targets = ["Linear"] if len(groups) == 1 else [f"re:.*{kind}$" for kind in sorted(kinds)]
-        table[f"group_{i}"] = {
-            "targets": targets,
-            "weights": _arguments(some, group),
-            "input_activations": TOKENS if some.activation_bits == 8 else None,
-            "output_activations": None,
-            "format": form,
-        }
+    group = {
+        "targets": ["Linear"],
+        "weights": _arguments(some),
+        "input_activations": TOKENS if some.activation_bits == 8 else None,
+        "output_activations": None,
+        "format": form,
+    }
     names = checkpoint.tensor_names()
     kept = {module_of(name) for name in names if is_layer_linear(name) and name not in schemes}
     return {
         "quant_method": "compressed-tensors",
         "format": form,
         "quantization_status": "compressed",
-        "config_groups": table,
+        "config_groups": {"group_0": group},
         "ignore": sorted(kept | {"lm_head"}),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
 
 
-def _arguments(scheme: Scheme, group: int) -> dict[str, Any]:
-    strategy = "group" if group else ("tensor" if scheme.is_per_tensor else "channel")
+def _arguments(scheme: Scheme) -> dict[str, Any]:
+    strategy = "tensor" if scheme.is_per_tensor else "channel"
     return {
         "num_bits": scheme.bits,
         "type": "float" if scheme.kind == "fp8" else "int",
-        "strategy": strategy,
-        "group_size": group or None,
+        "strategy": "group" if scheme.group else strategy,
+        "group_size": scheme.group or None,
         "symmetric": not scheme.is_asymmetric,
         "dynamic": False,
     }

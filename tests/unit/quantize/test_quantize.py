@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def test_a_folder_gives_back_what_was_made(tiny_model, tmp_path, name):
     assert quantize(tiny_model, tmp_path / "out", *given) == 0
     dense, made = open_checkpoint(tiny_model), open_checkpoint(tmp_path / "out")
     scheme = parse_scheme(name)
+    scheme = replace(scheme, group=min(scheme.group, 32))  # 96 inputs: all take 32
     schemes = select(dense.tensor_names(), scheme, with_head=False)
     assert made.tensor_names() == dense.tensor_names() and len(schemes) == 21
     for tensor in dense.tensor_names():

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, start_s: float) -> int | None:
     """Quantise, write, measure, and print the report."""
+    from ranvier.cli.settings import say
     from ranvier.cli.wire import locate
     from ranvier.core.errors import ConfigError
     from ranvier.models.table import resolve
@@ -49,7 +50,7 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
     from ranvier.quantize.measure import sequences
     from ranvier.weights.checkpoint import open_checkpoint
     from ranvier.weights.quantise.scheme import parse_scheme
-    from ranvier.weights.quantise.selection import select
+    from ranvier.weights.quantise.selection import select, with_one_group
 
     scheme = parse_scheme(given.scheme)
     calibration = _text(given.calibration, "calibration.txt")
@@ -65,6 +66,10 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
     schemes = select(checkpoint.tensor_names(), scheme, given.ignore, with_head=False)
     if not schemes:
         raise ConfigError("--ignore leaves no module to quantise.")
+    schemes = with_one_group(schemes, {name: checkpoint.shape(name)[1] for name in schemes})
+    group = next(iter(schemes.values())).group
+    if group != scheme.group:
+        say(f"groups of {group}: {scheme.group} does not divide the inputs of every matrix")
 
     def ids(path: Path | None, tokens_max: int) -> Any:
         return None if path is None else sequences(checkpoint, path, spec.vocab_size, tokens_max)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ranvier.core.errors import ConfigError
 from ranvier.weights.quantise.scheme import SCHEMES, Scheme
 
-__all__ = ["HEADS", "is_layer_linear", "module_of", "select"]
+__all__ = ["HEADS", "is_layer_linear", "module_of", "select", "with_one_group"]
 
 HEADS = ("lm_head.weight", "model.embed_tokens.weight")
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*_proj\.weight$")
@@ -57,6 +58,20 @@ def select(
         return any(_matches(pattern, module) for pattern in ignore for module in known)
 
     return {name: kind for name, kind in found.items() if not is_kept(name)}
+
+
+def with_one_group(schemes: Mapping[str, Scheme], inputs: Mapping[str, int]) -> dict[str, Scheme]:
+    """The schemes with the largest group that divides the inputs of all: for files.
+
+    transformers 5 widens all linears by one group. Raises CheckpointError where there is none.
+    """
+    groups = [s.group_of(inputs[name], module_of(name)) for name, s in schemes.items() if s.group]
+    if not groups:
+        return dict(schemes)
+    return {
+        name: replace(scheme, group=min(groups)) if scheme.group else scheme
+        for name, scheme in schemes.items()
+    }
 
 
 def _matches(pattern: str, module: str) -> bool:

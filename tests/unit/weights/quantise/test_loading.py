@@ -9,7 +9,7 @@ from ranvier.core.errors import ConfigError
 from ranvier.weights.checkpoint import open_checkpoint
 from ranvier.weights.quantise.loading import QuantisingCheckpoint
 from ranvier.weights.quantise.scheme import parse_scheme
-from ranvier.weights.quantise.selection import select
+from ranvier.weights.quantise.selection import select, with_one_group
 
 LAYER = "model.layers.0."
 TIED = [
@@ -71,3 +71,11 @@ def test_a_folder_is_quantised_while_it_is_read(tiny_model):
     )
     assert found.quantisation == "int8 but down_proj"
     assert found.revision == inner.revision
+
+
+def test_a_file_has_one_group_for_all():
+    schemes = select(TIED, parse_scheme("int4-g128"), with_head=False)
+    inputs = {name: 192 if "down_proj" in name else 1024 for name in schemes}
+    assert {s.group for s in with_one_group(schemes, inputs).values()} == {64}
+    int8 = select(TIED, parse_scheme("int8"), with_head=False)
+    assert with_one_group(int8, inputs) == int8
