@@ -4,7 +4,7 @@ Pins every peer's version, so that a figure names what it was measured against. 
 and alone where it is needed: a resolver that picks it by itself may fetch a build for another
 device. Knows nothing of workloads.
 
-By hand: python benchmarks/peers/environment.py vllm llama transformers
+By hand: python benchmarks/peers/environment.py vllm llama transformers openvino
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine: what pip installs in which order, what is removed again, and its worker."""
+    """One engine: what pip installs in which order, what is removed again, and its worker.
+
+    `forms`: the formats of GGUF files that it is given; without any it reads the folder in bf16.
+    `batch_max`: sequences that its worker runs at once.
+    """
 
     name: str
     title: str
     worker: str
-    installs: tuple[tuple[str, ...], ...]
+    installs: tuple[tuple[str, ...], ...] = ()
     removals: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
+    batch_max: int = 32
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of the installation (a native build)."""
 
@@ -50,6 +56,7 @@ PEERS = {
         "llama-cpp-python 0.3.36",
         "llama_worker.py",
         (("--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"),),
+        forms=("bf16", "q8_0", "q4_0"),
         environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
     ),
     "transformers": Peer(
@@ -58,6 +65,21 @@ PEERS = {
         "transformers_worker.py",
         ((TORCH,), ("transformers==5.24.0", TORCH)),
     ),
+    "openvino": Peer(
+        "openvino",
+        "openvino-genai 2026.4.1",
+        "openvino_worker.py",
+        (
+            (
+                "openvino-genai==2026.4.1.0",
+                "openvino-tokenizers==2026.4.1.0",
+                "openvino==2026.4.1",
+            ),
+        ),
+        forms=("q8_0", "q4_0"),
+        batch_max=1,
+    ),
+    "ranvier": Peer("ranvier", "Ranvier", "ranvier_worker.py"),
 }
 
 
@@ -67,7 +89,12 @@ def cache_folder() -> Path:
 
 
 def ensure(peer: Peer) -> Path:
-    """The python of the peer's environment, made when missing or when its pins have changed."""
+    """The python of the peer's environment, made when missing or when its pins have changed.
+
+    What installs nothing runs in Ranvier's own.
+    """
+    if not peer.installs:
+        return Path(sys.executable)
     folder = cache_folder() / peer.name
     python, stamp = folder / "bin" / "python", folder / "ranvier.stamp"
     pins = json.dumps([peer.installs, peer.removals, peer.environment], sort_keys=True)

@@ -113,6 +113,7 @@ class LlamaEngine:
     def __init__(self, model: str, threads: int) -> None:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
+        params.use_extra_bufts = True  # its own repacking of quantised matrices
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), params)
         assert self._model, f"llama.cpp does not load {model}"
         self._threads = threads

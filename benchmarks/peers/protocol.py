@@ -86,17 +86,17 @@ def prompts(workload: Workload, seed: int) -> list[list[int]]:
     return [rng.choices(IDS, k=workload.prompt) for _ in range(workload.batch)]
 
 
-def work(load: Callable[[str, int], Engine]) -> None:
-    """Be a worker: `load(model, threads)` from the arguments, then answer lines until they end.
+def work(load: Callable[..., Engine]) -> None:
+    """Be a worker: `load(model, threads, ...)` from the arguments, then answer lines to their end.
 
-    Every engine gets as many cores as threads.
+    Every engine gets as many cores as threads. Further arguments are the engine's own.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     model, threads = sys.argv[1], int(sys.argv[2])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     timer = Timer()
-    engine = load(model, threads)
+    engine = load(model, threads, *sys.argv[3:])
     ready = {"ready": True, "load_s": timer.seconds, **engine.describe()}
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from protocol import BATCH_MAX, CONTEXT_MAX, Timer, Workload, prompts, work
 
+from ranvier.artifact.read import read_manifest
 from ranvier.cli.settings import parse_options
-from ranvier.cli.wire import open_engine
+from ranvier.cli.wire import ensure_artifact, load_engine
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.version import __version__
@@ -14,13 +15,28 @@ SPARE = 16
 
 
 class RanvierEngine:
-    def __init__(self, model: str, threads: int) -> None:
-        options = {"model": model, "dtype": "bfloat16", "max_model_len": CONTEXT_MAX}
-        self._engine, _ = open_engine(parse_options({**options, "max_num_seqs": BATCH_MAX}), [])
-        self._threads = threads
+    """`quantization`: as the option of that name; without it the checkpoint's own width."""
+
+    def __init__(self, model: str, threads: int, quantization: str | None = None) -> None:
+        given = {
+            "model": model,
+            "dtype": "bfloat16",
+            "max_model_len": CONTEXT_MAX,
+            "max_num_seqs": BATCH_MAX,
+            **({} if quantization is None else {"quantization": quantization}),
+        }
+        options = parse_options(given)
+        artifact = ensure_artifact(options)
+        self._engine = load_engine(artifact, options, [])
+        self._threads, self._weights = threads, read_manifest(artifact).key.quantization
 
     def describe(self) -> dict[str, object]:
-        return {"engine": "ranvier", "version": __version__, "threads": self._threads}
+        return {
+            "engine": "ranvier",
+            "version": __version__,
+            "threads": self._threads,
+            "quantization": self._weights,
+        }
 
     def run(self, workload: Workload, seed: int) -> tuple[float, int]:
         if workload.kind == "decode":
