@@ -18,6 +18,8 @@ constexpr int kRows = 12;  // 24 sums in 32 registers
 #else
 constexpr int kRows = 3;  // 12 registers of sums in 16: a value takes two
 #endif
+constexpr int kRowsOfStream = 3;
+constexpr int64_t kStreamAhead = 4096;  // bytes
 constexpr int64_t kLine = 64;
 
 // What to fetch while a block of rows is multiplied: `lines` lines of `at` an input step.
@@ -44,44 +46,63 @@ inline void add_pair(V16& sum, const uint16_t* w, uint32_t pair) {
 #endif
 }
 
+// Products of one input step of one tile.
 template <int R>
-inline void store_sums(const V16 (&acc)[R][2], float* sums) {
+inline void add_step(V16 (&acc)[R], const uint16_t* w, const uint16_t* x, int64_t depth) {
   for (int r = 0; r < R; ++r) {
-    store16(sums + kGroup * r, acc[r][0]);
-    store16(sums + kGroup * r + 16, acc[r][1]);
+    uint32_t pair;
+    std::memcpy(&pair, x + r * depth, 4);
+    add_pair(acc[r], w, pair);
   }
 }
 
 template <int R>
-void multiply(const uint16_t* x, int64_t depth, const uint16_t* w, Ahead ahead, float* sums) {
-  V16 acc[R][2] = {};
-  const uint16_t* high = w + 16 * depth;
-  for (int64_t i = 0; i < depth; i += 2, w += 32, high += 32) {
-    fetch(ahead);
-    for (int r = 0; r < R; ++r) {
-      uint32_t pair;
-      std::memcpy(&pair, x + r * depth + i, 4);
-      add_pair(acc[r][0], w, pair);
-      add_pair(acc[r][1], high, pair);
-    }
-  }
-  store_sums(acc, sums);
+inline void add_step(V16 (&acc)[R], const float* w, const float* x, int64_t depth) {
+  const V16 weights = load16(w);
+  for (int r = 0; r < R; ++r) acc[r] += weights * splat(x[r * depth]);
 }
 
 template <int R>
-void multiply(const float* x, int64_t depth, const float* w, Ahead ahead, float* sums) {
-  V16 acc[R][2] = {};
-  const float* high = w + 16 * depth;
-  for (int64_t i = 0; i < depth; ++i, w += 16, high += 16) {
-    fetch(ahead);
-    const V16 w0 = load16(w), w1 = load16(high);
-    for (int r = 0; r < R; ++r) {
-      const V16 v = splat(x[r * depth + i]);
-      acc[r][0] += w0 * v;
-      acc[r][1] += w1 * v;
+inline void store_sums(const V16 (&acc)[R], float* sums) {
+  for (int r = 0; r < R; ++r) store16(sums + kGroup * r, acc[r]);
+}
+
+// Few rows: one tile after the other, so that a thread reads one stream, which the hardware follows best.
+template <typename T, int R>
+inline void multiply_tiles(const T* x, int64_t depth, const T* w, float* sums) {
+  constexpr int64_t kInputs = 4 / sizeof(T);
+  for (int64_t tile = 0; tile < 2; ++tile) {
+    V16 acc[R] = {};
+    for (int64_t i = 0; i < depth; i += kInputs, w += 16 * kInputs) {
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + kStreamAhead, 0, 2);
+      add_step<R>(acc, w, x + i, depth);
     }
+    store_sums<R>(acc, sums + 16 * tile);
   }
-  store_sums(acc, sums);
+}
+
+// More rows: both tiles at once, so that an input is loaded once for 32 outputs.
+template <typename T, int R>
+inline void multiply_pair(const T* x, int64_t depth, const T* w, Ahead ahead, float* sums) {
+  constexpr int64_t kInputs = 4 / sizeof(T);
+  V16 low[R] = {}, high[R] = {};
+  const T* v = w + 16 * depth;
+  for (int64_t i = 0; i < depth; i += kInputs, w += 16 * kInputs, v += 16 * kInputs) {
+    fetch(ahead);
+    add_step<R>(low, w, x + i, depth);
+    add_step<R>(high, v, x + i, depth);
+  }
+  store_sums<R>(low, sums);
+  store_sums<R>(high, sums + 16);
+}
+
+template <typename T, int R>
+void multiply(const T* x, int64_t depth, const T* w, Ahead ahead, float* sums) {
+  if constexpr (R <= kRowsOfStream) {
+    multiply_tiles<T, R>(x, depth, w, sums);
+  } else {
+    multiply_pair<T, R>(x, depth, w, ahead, sums);
+  }
 }
 
 template <typename T, int R = kRows>
@@ -89,7 +110,7 @@ void multiply_rows(int64_t rows, const T* x, int64_t depth, const T* w, Ahead ah
   if constexpr (R > 1) {
     if (rows < R) return multiply_rows<T, R - 1>(rows, x, depth, w, ahead, sums);
   }
-  multiply<R>(x, depth, w, ahead, sums);
+  multiply<T, R>(x, depth, w, ahead, sums);
 }
 
 // A group has two lines an input step. One block of rows alone fetches both; of several the first has its
