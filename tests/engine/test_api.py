@@ -196,7 +196,7 @@ def test_engine_args_of_either_kind(tiny_options, tmp_path):
     for args in (EngineArgs(**tiny_options), tiny_options):
         with LLM.from_engine_args(args) as other:
             assert other.generate("ab", PARAMS, use_tqdm=False)
-    with pytest.raises(ConfigError, match="quantization='awq' is not supported"):
+    with pytest.raises(ConfigError, match="quantization=awq, but .* is not quantised"):
         LLM.from_engine_args(ForeignArgs(model=tiny_options["model"], quantization="awq"))
     with pytest.raises(ConfigError, match="dataclass or a mapping"):
         LLM.from_engine_args(5)
