@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ranvier.artifact.binaries import FOLDER as BINARIES
 from ranvier.artifact.lock import free_to_remove
 from ranvier.artifact.read import MANIFEST
 from ranvier.core.errors import ArtifactError
 
 __all__ = ["Item", "items", "removable", "remove"]
 
-Kind = Literal["artifact", "unfinished", "damaged"]
+Kind = Literal["artifact", "binaries", "unfinished", "damaged"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One folder of a root: a finished artifact, or what a killed process has left."""
+    """One folder of a root: an artifact, binaries of one that lies elsewhere, or leftovers."""
 
     path: Path
     kind: Kind
@@ -50,7 +51,7 @@ def removable(root: Path, names: list[str], built_before_s: float | None) -> lis
     return [
         item
         for item in present
-        if item.kind != "artifact"
+        if item.kind not in ("artifact", "binaries")
         or item.path.name in names
         or item.modified_s < (built_before_s or 0)
     ]
@@ -72,7 +73,9 @@ def _kind(path: Path) -> Kind | None:
     if not is_key:
         return None
     if not dot:
-        return "artifact" if (path / MANIFEST).is_file() else None
+        if (path / MANIFEST).is_file():
+            return "artifact"
+        return "binaries" if (path / BINARIES).is_dir() else None
     if state == "building":
         return "unfinished"
     return "damaged" if state.startswith("damaged-") else None

@@ -24,7 +24,7 @@ __all__ = [
     "join_hashes",
 ]
 
-FORMAT = 2
+FORMAT = 3
 PART_BYTES = 64 * 2**20
 """Files are hashed in parts of this size, so that many threads can check one file."""
 
@@ -52,6 +52,8 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     kv_layout: KvLayout
     buckets: BucketSet
     tensor_parallel: int = 1
+    logical_cores: int = 1
+    """Neuron: physical cores of a logical one."""
 
     @property
     def name(self) -> str:
@@ -78,7 +80,8 @@ class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ProgramEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One program: its shape; files are programs/<name>.{stablehlo,bin}.
 
-    For Neuron they are programs/<name>.{stablehlo,hlo.pb,neff}.
+    For Neuron they are programs/<name>.{stablehlo,hlo.pb,neff}, and what a device's own compiler
+    makes of the StableHLO lies outside of the manifest (artifact/binaries.py).
     """
 
     name: str

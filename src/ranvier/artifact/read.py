@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from ranvier.artifact.binaries import FOLDER as BINARIES
+from ranvier.artifact.binaries import binary_faults
 from ranvier.artifact.manifest import (
     PART_BYTES,
     ArtifactKey,
@@ -80,9 +82,11 @@ def verify(folder: Path) -> list[str]:
     except ArtifactError as error:
         return [error.message]
     faults = check_files(folder, manifest.files)
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    present = {str(path) for path in files if path.parts[0] != BINARIES}
     extra = sorted(present - set(manifest.files) - {MANIFEST})
-    return [*faults.values(), *(f"{folder / name}: not in manifest" for name in extra)]
+    strange = (f"{folder / name}: not in manifest" for name in extra)
+    return [*faults.values(), *binary_faults(folder), *strange]
 
 
 def find(root: Path, key: ArtifactKey) -> Path | None:

@@ -31,7 +31,7 @@ from ranvier.runtime.device import describe
 from ranvier.targets.table import Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
 
-__all__ = ["artifact_key", "build_artifact", "has_weights"]
+__all__ = ["artifact_key", "build_artifact", "has_weights", "machine_fingerprint"]
 
 WORKERS = 2
 SOURCES = ("nn", "models", "build", "native", "core/layout.py")
@@ -45,8 +45,8 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         model=hashlib.sha256(model.encode()).hexdigest()[:32],
         weights=weights_revision(checkpoint),
         target=target.name,
-        target_fingerprint=f"{_machine(target)} jaxlib {jaxlib_version.__version__} {flags}",
-        sources=_source_hash(),
+        target_fingerprint=_fingerprint(target, flags),
+        sources=_source_hash(has_kernels=not target.is_neuron),
         dtype=sizes.dtype,
         quantization=sizes.quantization,
         max_model_len=sizes.max_model_len,
@@ -57,6 +57,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         kv_layout=sizes.kv_layout,
         buckets=sizes.buckets,
         tensor_parallel=sizes.tensor_parallel,
+        logical_cores=sizes.logical_cores,
     )
 
 
@@ -136,23 +137,33 @@ def has_weights(checkpoint: Checkpoint) -> bool:
         return False
 
 
-def _source_hash() -> str:
-    """Hash of the sources that shape programs and of the kernel library."""
+def _source_hash(*, has_kernels: bool) -> str:
+    """Hash of the sources that shape programs, and of the kernel library where they call it."""
     digest, top = hashlib.sha256(), Path(ranvier.__file__).parent
     for source in SOURCES:
         base = top / source
-        files = [base] if base.is_file() else sorted([*base.rglob("*.py"), *base.rglob("*.so")])
+        files = [base] if base.is_file() else sorted(base.rglob("*.py"))
+        files += sorted(base.rglob("*.so")) if has_kernels else []
         for path in files:
             digest.update(str(path.relative_to(top)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
 
-def _machine(target: Target) -> str:
-    """What a binary of the target depends on; of the machine, where it is made on one like it."""
+def _fingerprint(target: Target, flags: str) -> str:
+    """What the files of an artifact depend on beside sources and sizes.
+
+    For Neuron they are StableHLO, the same wherever it is made; its binaries have a fingerprint of
+    their own (build/neuron/binaries.py).
+    """
     if target.is_neuron:
-        return f"--target {target.compiler_target} lnc {target.logical_cores[0]}"
-    return f"{_cpu()} {library.isa()}" if target.name == "cpu" else describe(target)
+        return f"--target {target.compiler_target}"
+    return f"{machine_fingerprint(target)} jaxlib {jaxlib_version.__version__} {flags}"
+
+
+def machine_fingerprint(target: Target) -> str:
+    """What a binary of the target depends on of this machine. Raises TargetError: no device."""
+    return f"{_cpu()} {library.isa()}" if target.platform == "cpu" else describe(target)
 
 
 def _cpu() -> str:

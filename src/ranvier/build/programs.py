@@ -39,6 +39,8 @@ class Sizes:
     logprobs_max: int
     edits_max: int
     tensor_parallel: int = 1
+    logical_cores: int = 1
+    """Neuron: physical cores of a logical one."""
     quantization: str = "none"
     """How weights are kept: none (dense, in dtype) or the name of their scheme."""
 

@@ -70,7 +70,7 @@ def cross_compile(options: Options, instance: str | None, *, is_dry: bool) -> Co
         "target": planned.target.name,
         "instance": instance,
         "tensor_parallel_size": planned.sizes.tensor_parallel,
-        "logical_nc_config": planned.target.logical_cores[0],
+        "logical_nc_config": planned.sizes.logical_cores,
         "fits": memory.fits,
         "memory": {
             "limit_bytes": memory.limit_bytes,
@@ -114,7 +114,10 @@ def _memory(planned: Any, instance: str | None, name: str) -> Any:
         kv_dtype=sizes.dtype,
         program_count=len(sizes.buckets.prefill_programs) + len(sizes.buckets.decode_programs),
     )
-    return fit(model_numbers(planned.spec, name), needs, machine, sizes.tensor_parallel)
+    return fit(
+        model_numbers(planned.spec, name), needs, machine, sizes.tensor_parallel,
+        logical_core_config=sizes.logical_cores,
+    )  # fmt: skip
 
 
 def _program(low: Any, folder: Path | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ __all__ = [
     "Options",
     "artifact_roots",
     "artifacts_default",
+    "binary_homes",
     "bucket_lists",
     "cache_artifacts",
     "cache_folder",
@@ -34,6 +35,7 @@ __all__ = [
     "given_fields",
     "is_writable",
     "kv_layout",
+    "logical_nc_config",
     "machine_variables",
     "nearest",
     "parse_options",
@@ -51,6 +53,7 @@ BUCKET_VARIABLES = ("NEURON_CONTEXT_LENGTH_BUCKETS", "NEURON_TOKEN_GEN_BUCKETS")
 CONFIG_BYTES_MAX = 2**20
 OWN_VARIABLES = ("cache_root",)
 
+LOGICAL_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 FRAMEWORK_VARIABLE = "VLLM_NEURON_FRAMEWORK"
 FRAMEWORKS = {"neuronx-distributed-inference": "block", "transformers-neuronx": "contiguous"}
 """vLLM's names of its Neuron back ends, and the KV layout that each stands for."""
@@ -109,6 +112,9 @@ class Options:
     """Refuse to compile: a missing or damaged artifact is an error."""
     tensor_parallel_size: int = 1
     """Devices that share the model: 1 to run; more can be compiled for Neuron so far."""
+    logical_nc_config: int | None = None
+    """Neuron: physical cores of a logical one, 1 or 2; default NEURON_LOGICAL_NC_CONFIG, else the
+    target's own."""
     async_scheduling: bool = False
     """Plan and launch the next step before the result of the last one is read."""
     override_neuron_config: dict[str, Any] | None = None
@@ -265,6 +271,12 @@ def artifact_roots(options: Options, model: Path) -> list[Path]:
     return [root] if is_writable(root) else [cache_artifacts(), root]
 
 
+def binary_homes(folder: Path) -> list[Path]:
+    """Roots that may hold a device's binaries of an artifact; the first is written to."""
+    root = folder.resolve().parent
+    return [root, cache_artifacts()] if is_writable(root) else [cache_artifacts(), root]
+
+
 def artifacts_default() -> Path:
     """The folder of artifacts that no option and no model names."""
     named = os.environ.get("NEURON_COMPILED_ARTIFACTS")
@@ -311,6 +323,16 @@ def kv_layout(options: Options) -> str:
             hint=f"Valid: {', '.join(FRAMEWORKS)}.",
         )
     return FRAMEWORKS.get(named, "block")
+
+
+def logical_nc_config(options: Options) -> int | None:
+    """Physical cores of a logical one: the option, else Neuron's variable. Raises ConfigError."""
+    if options.logical_nc_config is not None:
+        return options.logical_nc_config
+    named = os.environ.get(LOGICAL_VARIABLE, "").strip()
+    if named and named not in ("1", "2"):
+        raise ConfigError(f"{LOGICAL_VARIABLE} is {named!r}; it must be 1 or 2.")
+    return int(named) if named else None
 
 
 def say(line: str) -> None:

@@ -12,7 +12,14 @@ from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
-from ranvier.cli.settings import DTYPES, Options, bucket_lists, kv_layout, say
+from ranvier.cli.settings import (
+    DTYPES,
+    Options,
+    bucket_lists,
+    kv_layout,
+    logical_nc_config,
+    say,
+)
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
 from ranvier.core.limits import LIMITS
@@ -140,9 +147,27 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
         kv_layout="contiguous" if is_contiguous else "block",
         buckets=buckets,
         tensor_parallel=options.tensor_parallel_size,
+        logical_cores=_logical_cores(options, target),
         logprobs_max=LIMITS.logprobs_max,
         edits_max=length + LIMITS.logit_bias_max,
     )
+
+
+def _logical_cores(options: Options, target: Target) -> int:
+    """Physical cores of a logical one: named, else the target's default. Raises ConfigError."""
+    named = options.logical_nc_config
+    if not target.is_neuron:
+        if named is not None:
+            raise ConfigError(f"logical_nc_config={named} is for Neuron; this is {target.name}.")
+        return 1
+    cores = logical_nc_config(options) or target.logical_cores[0]
+    if cores not in target.logical_cores:
+        legal = " or ".join(map(str, sorted(target.logical_cores)))
+        raise ConfigError(
+            f"logical_nc_config={cores}: {target.name} has logical cores of {legal} physical ones.",
+            hint="Leave out --logical-nc-config and NEURON_LOGICAL_NC_CONFIG, or give that.",
+        )
+    return cores
 
 
 def _length(options: Options, spec: DecoderSpec) -> int:

@@ -16,6 +16,7 @@ from ranvier.cli.quantisation import with_scheme
 from ranvier.cli.settings import (
     Options,
     artifact_roots,
+    binary_homes,
     cache_artifacts,
     cache_folder,
     given_fields,
@@ -36,11 +37,13 @@ from ranvier.weights.hub import fetch_hub, is_hub_id
 from ranvier.weights.override import OverriddenCheckpoint, TextSource
 
 if TYPE_CHECKING:
-    from ranvier.artifact.manifest import ArtifactKey
+    from ranvier.artifact.manifest import ArtifactKey, Manifest
     from ranvier.cli.sizes import Plan
+    from ranvier.runtime.runner import DeviceRunner
 
 __all__ = [
     "LLM",
+    "binary_flags",
     "ensure_artifact",
     "key_of",
     "load_engine",
@@ -48,6 +51,7 @@ __all__ = [
     "open_codec",
     "open_engine",
     "open_model",
+    "open_runner",
     "plan",
 ]
 
@@ -86,16 +90,7 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
 
 def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     """A warm engine on an artifact. Appends (phase, seconds) to `phases`."""
-    from ranvier.runtime.load import load_runner
-
-    _check_cores(folder)
-    try:
-        runner = load_runner(folder, phases)
-    except DamagedArtifact as damage:
-        if options.require_artifacts:
-            raise
-        folder = _mend(options, folder, damage)
-        runner = load_runner(folder, phases)
+    runner = open_runner(folder, options, phases)
     is_caching = options.enable_prefix_caching
     if is_caching and runner.info.kv_layout == "contiguous":
         say("prefix caching is off: regions of the contiguous KV layout can't be shared")
@@ -108,19 +103,61 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     return Engine(runner, config)
 
 
-def _check_cores(folder: Path) -> None:
-    """Refuse Neuron's variables under which an artifact for it cannot run."""
+def open_runner(folder: Path, options: Options, phases: Phases) -> DeviceRunner:
+    """A warm runner, damaged binaries mended. Appends (phase, seconds) to `phases`."""
+    from ranvier.artifact.binaries import comes_without_binaries
     from ranvier.artifact.read import read_manifest
+    from ranvier.runtime.load import load_runner
+
+    manifest = read_manifest(folder)
+    _check_cores(manifest.key)
+    if comes_without_binaries(manifest):
+        return _open_bare(folder, manifest, options, phases)
+    try:
+        return load_runner(folder, phases)
+    except DamagedArtifact as damage:
+        if options.require_artifacts:
+            raise
+        return load_runner(_mend(options, folder, damage), phases)
+
+
+def _open_bare(folder: Path, manifest: Manifest, options: Options, phases: Phases) -> DeviceRunner:
+    """A runner of an artifact without binaries: this device's own are found, or made of StableHLO.
+
+    Binaries that the runtime refuses are made once more. Raises ArtifactError when required.
+    """
+    from ranvier.build.neuron.binaries import OwnBinaries
+    from ranvier.runtime.load import check_missing, load_runner
+
+    check_missing(folder, manifest)
+    own = OwnBinaries(folder, manifest, binary_homes(folder), binary_flags())
+    start = time.perf_counter()
+    unsaved = {} if options.require_artifacts else own.make(say)
+    phases.append(("find or compile programs", time.perf_counter() - start))
+    try:
+        return load_runner(folder, phases, own.store, unsaved)
+    except DamagedArtifact as damage:
+        if options.require_artifacts or not own.forget(damage.names, say):
+            raise
+        say(damage.message)
+        return load_runner(folder, phases, own.store, own.make(say))
+
+
+def binary_flags() -> str:
+    """The flags that a binary made by this process depends on."""
+    return " ".join([FLAGS, machine_variables().get("NEURON_CC_FLAGS", "")]).strip()
+
+
+def _check_cores(key: ArtifactKey) -> None:
+    """Refuse Neuron's variables under which an artifact for it cannot run."""
     from ranvier.targets.neuron.cores import check_cores
     from ranvier.targets.table import find_target
 
-    key = read_manifest(folder).key
-    target = find_target(key.target)
-    if target.is_neuron:
+    if find_target(key.target).is_neuron:
         check_cores(
             machine_variables(),
             tensor_parallel=key.tensor_parallel,
-            logical_core_config=target.logical_cores[0],
+            logical_core_config=key.logical_cores,
         )
 
 
@@ -156,7 +193,7 @@ def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
     """The artifact's folder for these options, built when missing; never the one `damaged`."""
     checkpoint = open_model(options)
     planned = plan(options, checkpoint)
-    from ranvier.artifact.read import find
+    from ranvier.artifact.read import describe_miss, find
     from ranvier.build.build import build_artifact
 
     key = key_of(checkpoint, planned)
@@ -166,9 +203,11 @@ def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
             assert found is not None
             return found
     if planned.target.is_neuron:
+        differing = "; ".join(describe_miss(roots, key))
         raise TargetError(
-            f"There is no artifact {key.name} for {planned.target.name} in {roots[0]}.",
-            hint="Make it with `ranvier compile`, which needs no device.",
+            f"There is no artifact {key.name} for {planned.target.name} in {roots[-1]}."
+            + (f" The nearest differs: {differing}." if differing else ""),
+            hint="Make it with `ranvier compile`, which needs no device, by the same options.",
         )
     for line in explain_nxdi_root(roots[-1], options.model):
         say(line)

@@ -18,13 +18,12 @@ def serialize(compiled: Any) -> bytes:
     return bytes(compiled.runtime_executable().serialize())
 
 
-def compile_stablehlo(text: bytes) -> bytes:
-    """The bytes of an executable compiled from StableHLO, without tracing; for build/ alone."""
-    device = jax.local_devices()[0]
+def compile_stablehlo(text: bytes, device: jax.Device) -> LoadedProgram:
+    """Compile StableHLO for a device, without tracing; for build/ alone."""
     options = xla_client.CompileOptions()
     options.num_replicas = options.num_partitions = 1
     devices = xla_client.DeviceList((device,))
-    return bytes(device.client.compile_and_load(text, devices, options).serialize())
+    return LoadedProgram(device.client.compile_and_load(text, devices, options))
 
 
 def deserialize(data: bytes, device: jax.Device) -> LoadedProgram:
@@ -42,6 +41,10 @@ class LoadedProgram:
     def __call__(self, arguments: list[jax.Array]) -> list[jax.Array]:
         results = self._executable.execute_sharded(arguments)
         return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
+
+    def serialize(self) -> bytes:
+        """The executable's bytes. Raises what the backend raises."""
+        return bytes(self._executable.serialize())
 
 
 def hlo_proto(module: Any) -> bytes:

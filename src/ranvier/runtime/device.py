@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from ranvier.core.errors import TargetError
 from ranvier.targets.table import TARGETS, Target
 
-__all__ = ["describe", "describe_default", "local_target", "on_cpu", "open_device"]
+__all__ = ["describe", "describe_default", "is_present", "local_target", "on_cpu", "open_device"]
 
+GENERATION = re.compile(r"inf2|trn[123]")
 INSTALL = {
     "cuda": "Install it with: pip install 'ranvier[cuda]'; or choose --device cpu.",
     "neuron": "Run on an Inferentia or Trainium instance with the Neuron PJRT plugin installed.",
@@ -32,8 +33,29 @@ def open_device(target: Target) -> jax.Device:
             f"{jax.default_backend()}.",
             hint=INSTALL[target.platform],
         ) from error
+    _check_generation(target, device)
     jax.config.update("jax_default_device", device)  # type: ignore[no-untyped-call]
     return device
+
+
+def is_present(target: Target) -> bool:
+    """Whether this process has a device of the target."""
+    try:
+        open_device(target)
+    except TargetError:
+        return False
+    return True
+
+
+def _check_generation(target: Target, device: jax.Device) -> None:
+    """Refuse a Neuron device that says it is of another generation than the target."""
+    found = GENERATION.search(device.device_kind.lower())
+    if device.platform == "neuron" and found and found[0] != target.compiler_target:
+        raise TargetError(
+            f"The artifact is for {target.name}; the device here calls itself "
+            f"{device.device_kind!r}.",
+            hint=f"Compile it with --target neuron-{found[0]}.",
+        )
 
 
 def local_target() -> Target:
@@ -43,7 +65,7 @@ def local_target() -> Target:
     if device.platform in ("gpu", "cuda"):
         return TARGETS["cuda"] if "cuda" in device.client.platform_version.lower() else _cpu()
     if device.platform == "neuron":
-        found = re.search(r"inf2|trn[123]", device.device_kind.lower())
+        found = GENERATION.search(device.device_kind.lower())
         if found is None:
             raise TargetError(
                 f"The Neuron device calls itself {device.device_kind!r}, which is not known.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from ranvier.artifact.binaries import BinaryStore
 from ranvier.artifact.lock import hold
 from ranvier.artifact.manifest import ArrayEntry, Manifest
 from ranvier.artifact.read import check_files, read_manifest
@@ -25,13 +26,24 @@ from ranvier.runtime.device import open_device
 from ranvier.runtime.runner import DeviceRunner
 from ranvier.targets.table import find_target
 
-__all__ = ["Phases", "load_runner"]
+__all__ = ["Phases", "check_missing", "load_runner"]
+
+NEFF = ".neff"
+FINISH = "`ranvier compile --finish {folder}`"
 
 Phases = list[tuple[str, float]]
 
 
-def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
-    """A warm runner; appends (phase, seconds) to `phases`. Raises ArtifactError."""
+def load_runner(
+    folder: Path,
+    phases: Phases,
+    binaries: BinaryStore | None = None,
+    unsaved: Mapping[str, LoadedProgram] | None = None,
+) -> DeviceRunner:
+    """A warm runner; appends (phase, seconds) to `phases`. Raises ArtifactError.
+
+    `binaries`: where those lie that the artifact came without; `unsaved`: programs loaded already.
+    """
     in_use = hold(folder)
     manifest = read_manifest(folder)
     with _timed(phases, "verify artifact"):
@@ -42,14 +54,11 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
                 list(faults),
                 hint=f"Remove {folder} and build it again.",
             )
-    if manifest.missing:
-        raise ArtifactError(
-            f"{folder} can't run yet: {len(manifest.missing)} files are missing, "
-            f"{next(iter(manifest.missing.items()))} among them.",
-            hint=f"{manifest.completed_by}.",
-        )
+    check_missing(folder, manifest)
     info, target = _info(manifest), find_target(manifest.key.target)
     _prove(folder, manifest)
+    source = _Binaries(folder, manifest, binaries, unsaved or {})
+    source.check()
     device = open_device(target)
     if manifest.model["kernels"] == "cpu" and not library.register():
         raise ArtifactError(
@@ -57,7 +66,7 @@ def load_runner(folder: Path, phases: Phases) -> DeviceRunner:
             hint="Install a C++ compiler and reinstall, or remove the artifact.",
         )
     with _timed(phases, "load programs"):
-        programs = {shape: _program(folder, shape.name, device) for shape in info.programs}
+        programs = {shape: source.load(shape.name, device) for shape in info.programs}
     with _timed(phases, "map weights"):
         weights = [
             _array(folder / "weights.bin", entry) for _, entry in sorted(manifest.arrays.items())
@@ -93,7 +102,7 @@ def _info(manifest: Manifest) -> RunnerInfo:
 
 
 def _prove(folder: Path, manifest: Manifest) -> None:
-    """Every step within the limits has a program, every program its binary, or ArtifactError."""
+    """Every step within the limits has a program, or ArtifactError."""
     key = manifest.key
     sizes = key.buckets.tokens or key.buckets.prefill_tokens or (1,)
     limits = BucketLimits(
@@ -106,25 +115,62 @@ def _prove(folder: Path, manifest: Manifest) -> None:
         prove_coverage(key.buckets, limits)
     except ConfigError as error:
         raise ArtifactError(f"{folder}: {error.message}", hint="Build it again.") from error
-    names = [shape.name for shape in program_shapes(key.buckets, key.max_num_seqs)]
-    missing = [name for name in names if f"programs/{name}.bin" not in manifest.files]
-    if missing:
+
+
+def check_missing(folder: Path, manifest: Manifest) -> None:
+    """Refuse an artifact that lacks what running takes; nothing here reads a NEFF."""
+    lacking = {k: why for k, why in manifest.missing.items() if not k.endswith(NEFF)}
+    if lacking:
         raise ArtifactError(
-            f"{folder}: has no binary of {', '.join(missing)}.",
-            hint="Compile it for this target, or build it again.",
+            f"{folder} can't run yet: {len(lacking)} files are missing, "
+            f"{next(iter(lacking.items()))} among them.",
+            hint="Compile it again with what the reason names.",
         )
 
 
-def _program(folder: Path, name: str, device: jax.Device) -> LoadedProgram:
-    data = (folder / "programs" / f"{name}.bin").read_bytes()
-    try:
-        return deserialize(data, device)
-    except (RuntimeError, ValueError) as error:
-        raise DamagedArtifact(
-            f"{folder}/programs/{name}.bin: this runtime refuses it: {error}",
-            [f"programs/{name}.bin"],
-            hint=f"Remove {folder} and build it again on this machine.",
-        ) from error
+class _Binaries:
+    """Where each program's executable comes from: the artifact, this device's own, or memory."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        own: BinaryStore | None,
+        unsaved: Mapping[str, LoadedProgram],
+    ) -> None:
+        self._folder, self._manifest, self._own, self._unsaved = folder, manifest, own, unsaved
+
+    def check(self) -> None:
+        """Raise ArtifactError unless every program has one."""
+        key = self._manifest.key
+        names = [shape.name for shape in program_shapes(key.buckets, key.max_num_seqs)]
+        absent = [name for name in names if not self._has(name)]
+        if absent:
+            raise ArtifactError(
+                f"{self._folder}: has no binary of {', '.join(absent)} for this device.",
+                hint=f"{FINISH.format(folder=self._folder)}, where the device is, makes them.",
+            )
+
+    def load(self, name: str, device: jax.Device) -> LoadedProgram:
+        """Raises DamagedArtifact."""
+        if name in self._unsaved:
+            return self._unsaved[name]
+        path = self._folder / "programs" / f"{name}.bin"
+        data = path.read_bytes() if self._own is None else self._own.read(name) or b""
+        try:
+            return deserialize(data, device)
+        except (RuntimeError, ValueError) as error:
+            raise DamagedArtifact(
+                f"{path if self._own is None else self._own.folder / path.name}: this runtime "
+                f"refuses it: {error}",
+                [f"programs/{name}.bin"],
+                hint=f"Remove {self._folder} and build it again on this machine.",
+            ) from error
+
+    def _has(self, name: str) -> bool:
+        if self._own is None:
+            return f"programs/{name}.bin" in self._manifest.files
+        return name in self._unsaved or self._own.read(name) is not None
 
 
 def _dtype(name: str) -> np.dtype[np.generic]:

@@ -35,7 +35,7 @@ class Target:
 
     @property
     def is_neuron(self) -> bool:
-        return self.platform == "neuron"
+        return bool(self.compiler_target)
 
 
 def _neuron(name: str, *logical_cores: int) -> Target:

@@ -96,14 +96,14 @@ CASES = [
     ),
     ({"world_size": 3, "tp_degree": 2}, {}, "world_size = 3: it is the product of tp_degree (2)"),
     (
-        {"logical_nc_config": 1, "target": "trn2"},
+        {"logical_nc_config": 3, "target": "trn2"},
         {},
-        "logical_nc_config = 1: programs are built for the target's default (2)",
+        "logical_nc_config = 3: the target's logical cores are of (1, 2) physical ones",
     ),
     (
         {"logical_neuron_cores": 2},
         {"target": "neuron-inf2"},
-        "logical_neuron_cores = 2: programs are built for the target's default (1)",
+        "logical_neuron_cores = 2: the target's logical cores are of (1,) physical ones",
     ),
     ({"quantized": True}, {}, "quantized weights need quantized_checkpoints_path"),
     (
@@ -202,6 +202,7 @@ def test_a_broken_rule_of_the_plugin_says_so(given, plain, text):
         {"attention_dtype": None, "torch_dtype": "float32"},
         {"world_size": 4, "tp_degree": 4},
         {"logical_nc_config": 2, "target": "trn2"},
+        {"logical_nc_config": 1, "target": "trn2"},
         {"logical_nc_config": 2},
         {"prefix_buckets": [64], "is_prefix_caching": True, "seq_len": 128},
         {BLOCK: True, "qkv_kernel_enabled": True},

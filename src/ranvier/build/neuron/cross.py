@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxlib import version as jaxlib_version
+
 from ranvier.artifact.lock import locked
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import find, read_manifest
 from ranvier.artifact.write import ArtifactWriter, amend, file_entry
 from ranvier.build.build import has_weights
+from ranvier.build.neuron.binaries import OwnBinaries
 from ranvier.build.neuron.lint import lint
 from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Sizes, model_numbers, programs
@@ -23,6 +26,7 @@ from ranvier.core.errors import ArtifactError, TargetError
 from ranvier.core.program import ProgramShape
 from ranvier.models.spec import DecoderSpec
 from ranvier.runtime.compat import hlo_proto
+from ranvier.runtime.device import is_present
 from ranvier.targets.neuron import driver
 from ranvier.targets.neuron.legality import Violation
 from ranvier.targets.table import Target, find_target
@@ -49,7 +53,7 @@ def lower_all(spec: DecoderSpec, sizes: Sizes, target: Target, notice: Notice) -
     """Lower and lint every program for platform neuron; no device and no compiler is needed."""
     for program in programs(spec, sizes):
         start = time.perf_counter()
-        module = program.module("neuron")
+        module = program.module(target.platform)
         found = tuple(lint(module, target.compiler_target))
         lowered = Lowered(program.shape, str(module).encode(), hlo_proto(module), found)
         notice(f"lowered {program.name} in {time.perf_counter() - start:.1f} s")
@@ -76,8 +80,9 @@ def build_neuron(
     if folder is None:
         with locked(root, key, notice):
             folder = find(root, key) or _write(root, key, checkpoint, spec, sizes, lowered)
-    if driver.find_compiler() is not None:
-        finish_artifact(folder, notice)
+    compiler = driver.find_compiler()
+    if compiler is not None:
+        _make_neffs(folder.resolve(), compiler, notice)
     return folder
 
 
@@ -93,10 +98,11 @@ def _write(
     missing = {}
     for low in lowered:
         writer.add_program(ProgramEntry.of(low.shape), low.stablehlo, low.hlo)
-        missing[_neff(low.shape.name)] = "neuronx-cc compiles it from the HLO beside it"
+        missing[_neff(low.shape.name)] = "neuronx-cc makes it of the HLO; not needed to run"
     missing.update(_add_model(writer, checkpoint, spec, sizes))
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
-    return writer.finish(model_numbers(spec, sizes), missing)
+    made_by = {"lowered_by": f"jaxlib {jaxlib_version.__version__}"}
+    return writer.finish({**model_numbers(spec, sizes), **made_by}, missing)
 
 
 def _add_model(
@@ -114,21 +120,36 @@ def _add_model(
     return {}
 
 
-def finish_artifact(folder: Path, notice: Notice) -> None:
-    """Compile the missing NEFFs with neuronx-cc; each that is done stays done.
+def finish_artifact(folder: Path, homes: list[Path], flags: str, notice: Notice) -> None:
+    """Make what this machine can: the device's binaries, into `homes`, and the missing NEFFs.
 
-    Raises ArtifactError for what is no Neuron artifact, TargetError naming each failed program.
+    Each that is done stays done. `flags`: the compiler flags in force. Raises ArtifactError for
+    what is no Neuron artifact, TargetError naming each failed program.
     """
     folder = folder.resolve()
-    key = read_manifest(folder).key
-    target, compiler = find_target(key.target), driver.find_compiler()
+    manifest = read_manifest(folder)
+    target, compiler = find_target(manifest.key.target), driver.find_compiler()
     if not target.is_neuron:
-        raise ArtifactError(f"{folder} is for {key.target}: nothing of it is finished elsewhere.")
-    if compiler is None:
+        raise ArtifactError(f"{folder} is for {target.name}: nothing of it is finished elsewhere.")
+    has_device = is_present(target)
+    if compiler is None and not has_device:
         raise TargetError(
-            f"neuronx-cc is not on the PATH: {len(_jobs(folder))} programs wait for it.",
-            hint="Install the Neuron compiler (it needs no device), or run this where it is.",
+            f"Here is no {target.name} and no neuronx-cc: nothing that {folder} lacks can be made.",
+            hint="Run this on the instance, which compiles what it runs; or where neuronx-cc is "
+            f"on the PATH, for the {len(_jobs(folder))} NEFFs.",
         )
+    if has_device and manifest.key.tensor_parallel == 1:
+        OwnBinaries(folder, manifest, homes, flags).make(notice)
+    elif has_device:
+        notice("programs of more than one core are not compiled on the device yet")
+    if compiler is not None:
+        _make_neffs(folder, compiler, notice)
+
+
+def _make_neffs(folder: Path, compiler: str, notice: Notice) -> None:
+    """Compile the missing NEFFs with neuronx-cc. Raises TargetError naming each failed program."""
+    key = read_manifest(folder).key
+    target = find_target(key.target)
     with locked(folder.parent, key, notice):
         jobs = _jobs(folder)
         layers = int(read_manifest(folder).model["layers"])
@@ -136,8 +157,7 @@ def finish_artifact(folder: Path, notice: Notice) -> None:
         notice(f"{driver.compiler_version(compiler)}: {len(jobs)} programs, {workers} at once")
 
         def words(job: driver.Job) -> list[str]:
-            cores = target.logical_cores[0]
-            return driver.command(compiler, job, target.compiler_target, cores)
+            return driver.command(compiler, job, target.compiler_target, key.logical_cores)
 
         def done(job: driver.Job) -> None:
             amend(folder, {_neff(job.name): file_entry(job.neff)})

@@ -58,8 +58,11 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
 
 def _finish(folder: Path) -> None:
     from ranvier.build.neuron.cross import finish_artifact
+    from ranvier.cli.settings import binary_homes
+    from ranvier.cli.wire import binary_flags, set_flags
 
-    finish_artifact(folder, say)
+    set_flags()
+    finish_artifact(folder, binary_homes(folder), binary_flags(), say)
     print(folder)
 
 

@@ -55,12 +55,11 @@ class _Case:
 def accept(options: Options) -> dict[str, Any]:
     """Check every program's log-probabilities, greedy tokens and speed; `passed` sums up."""
     ids, logits, tokens = _reference(options)
-    from ranvier.cli.wire import ensure_artifact
-    from ranvier.runtime.load import load_runner
+    from ranvier.cli.wire import ensure_artifact, open_runner
 
     phases: list[tuple[str, float]] = []
     folder = ensure_artifact(options)
-    runner = load_runner(folder, phases)
+    runner = open_runner(folder, options, phases)
     rows = []
     for shape in runner.info.programs:
         say(f"checking {shape.name}")

@@ -11,7 +11,7 @@ _MODEL = "the model's own config says it"
 _CONTEXT = "context parallelism is not supported yet"
 _QUANTISED = "quantised weights for Neuron are not supported yet"
 _FLAG = "flags of neuronx-cc are not taken from a configuration yet"
-_CORES = "programs are built for the target's default, and any other value is an error"
+_CORES = "physical cores of a logical one"
 _EXPERTS = "mixtures of experts are not supported yet"
 
 KERNELS: tuple[Field, ...] = (
@@ -63,9 +63,19 @@ WEIGHTS: tuple[Field, ...] = (
 )  # fmt: skip
 
 COMPILER: tuple[Field, ...] = (
-    satisfied("logical_nc_config", "count", Derived("2 on trn2 and trn3, else 1"), _CORES),
-    satisfied(
-        "logical_neuron_cores", "count", Derived("as logical_nc_config, its old name"), _CORES
+    honoured(
+        "logical_nc_config",
+        "count",
+        Derived("2 on trn2 and trn3, else 1"),
+        "logical_nc_config",
+        _CORES,
+    ),
+    honoured(
+        "logical_neuron_cores",
+        "count",
+        Derived("as logical_nc_config, its old name"),
+        "logical_nc_config",
+        _CORES,
     ),
     satisfied("lm_head_pad", "bool", Derived("logical_nc_config > 1"), "the head is padded always"),
     satisfied("lm_head_pad_alignment_size", "int", 1, "the head is padded as the kernels need"),

@@ -47,10 +47,10 @@ def effective(given: Values, options: Values) -> dict[str, Any]:
     return {**values, **given}
 
 
-def _logical_cores(target: str) -> int | None:
-    """Physical cores of a logical one by default; None where the target is no Neuron device."""
+def _logical_cores(target: str) -> tuple[int, ...]:
+    """What a logical core can be, in physical ones; of any target where none is named."""
     found = TARGETS.get(f"neuron-{target.removeprefix('neuron-')}")
-    return found.logical_cores[0] if found else None
+    return tuple(sorted(found.logical_cores)) if found else (1, 2)
 
 
 def effective_plugin(given: Values, options: Values) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def _largest(v: Values, key: str) -> float:
 def _cores_rule(name: str) -> Rule:
     return Rule(
         (name, "target"),
-        lambda v: v["logical_cores"] not in (None, v.get(name, v["logical_cores"])),
-        "programs are built for the target's default ({logical_cores}).",
-        f"Leave out {name}.",
+        lambda v: name in v and v[name] not in v["logical_cores"],
+        "the target's logical cores are of {logical_cores} physical ones.",
+        f"Leave out {name}, or give one of them.",
     )
 
 
