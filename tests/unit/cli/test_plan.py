@@ -35,6 +35,18 @@ def test_70b_fits_trn2_48xlarge_at_64(capsys):
     assert plan["buckets"]["program_count"] <= 32
 
 
+def test_405b_is_answered_at_64(capsys):
+    words = (str(CONFIGS / "llama-3.1-405b"), "--instance", "trn2.48xlarge", "-tp", "64")
+    code, plan = planned(capsys, *words)
+    assert (code, plan["fits"]) == (0, True)
+    weights = sum(r["bytes"] for r in plan["memory"]["rows"] if r["kind"].startswith("weights"))
+    # 405.9e9 parameters in bfloat16 over 64 cores, and what each core keeps of its own.
+    assert 2 * 405.8e9 / 64 <= weights < 1.1 * 2 * 405.9e9 / 64
+    code, plan = planned(capsys, *words[:2], "trn1.32xlarge", "-tp", "32")
+    assert (code, plan["fits"]) == (5, False)
+    assert plan["problems"]
+
+
 def test_70b_does_not_fit_inf2_xlarge(capsys):
     code, plan = planned(capsys, LLAMA_70B, "--instance", "inf2.xlarge")
     assert code == 5
