@@ -108,8 +108,8 @@ def test_pods_drain_probe_and_are_locked_down(name):
 def test_neuron_pod_asks_for_devices_and_reads_artifacts_only():
     pod = deployment("neuron.yaml")["spec"]["template"]["spec"]
     resources = pod["containers"][0]["resources"]
-    assert resources["limits"]["aws.amazon.com/neuron"] == 16
-    assert resources["requests"]["aws.amazon.com/neuron"] == 16
+    assert resources["limits"]["aws.amazon.com/neuron"] == 1
+    assert resources["requests"]["aws.amazon.com/neuron"] == 1
     mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts["data"]["readOnly"]
 
