@@ -41,6 +41,24 @@ bool is_valid(const Attention& a, int64_t blocks) {
   return true;
 }
 
+// What the cache holds, from its dtype; false: nothing that this kernel reads.
+bool read_codes(Any k, Any v, ffi::DataType out, Attention* a) {
+  const ffi::DataType kind = k.element_type();
+  if (v.element_type() != kind) return false;
+  a->is_bf16 = out == ffi::DataType::BF16;
+  if (!a->is_bf16 && out != ffi::DataType::F32) return false;
+  a->codes = kind == ffi::DataType::F8E4M3FN ? Codes::kFp8
+             : kind == ffi::DataType::S8     ? Codes::kInt8
+                                             : Codes::kNone;
+  const int64_t item = a->codes != Codes::kNone ? 1 : a->is_bf16 ? 2 : 4;
+  const int64_t scale = a->codes == Codes::kInt8 ? 4 : 0;
+  a->head_bytes = a->block_tokens * (a->size * item + scale);
+  const auto d = k.dimensions();
+  const auto whole = static_cast<size_t>(d[0] * d[1] * d[2] * a->head_bytes);
+  if (k.size_bytes() != whole || v.size_bytes() != whole) return false;
+  return a->codes != Codes::kNone || kind == out;
+}
+
 // `numbers`: heads, blocks a sequence, tokens a block, and where token_seq, positions, query_starts and
 // block_tables begin in meta.
 ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, Ints windows,
@@ -51,7 +69,6 @@ ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, 
   if (index < 0 || index >= layers) return ffi::Error::InvalidArgument("attention: layer");
   const int32_t* const m = meta.typed_data();
   Attention a{};
-  a.is_bf16 = k.element_type() == ffi::DataType::BF16;
   a.heads = numbers[0];
   a.blocks_max = numbers[1];
   a.block_tokens = numbers[2];
@@ -72,6 +89,8 @@ ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, 
   a.cos_sin = cos_sin.typed_data() + a.rope * a.tokens_padded * a.size;
   if (q_norm.element_count()) a.q_norm = q_norm.typed_data() + index * a.size;
   if (k_norm.element_count()) a.k_norm = k_norm.typed_data() + index * a.size;
+  if (!read_codes(k, v, out->element_type(), &a))
+    return ffi::Error::InvalidArgument("attention: dtype or shape of the cache");
   const int64_t bytes = static_cast<int64_t>(k.size_bytes()) / layers;
   a.k = static_cast<char*>(k_out->untyped_data()) + index * bytes;
   a.v = static_cast<char*>(v_out->untyped_data()) + index * bytes;

@@ -1,11 +1,12 @@
 // The parts of attention that all ISAs share: prepare and write a token, walk blocks, softmax, merge.
-// T is the cache's element: float, or uint16_t for bf16.
+// T is the element of products and out, and of a cache without codes: float, or uint16_t for bf16.
 #ifndef RANVIER_ATTENTION_STEPS_H_
 #define RANVIER_ATTENTION_STEPS_H_
 
 #include <cstdlib>
 
 #include "attention.h"
+#include "attention_codes.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -41,9 +42,9 @@ inline int64_t block_of(const Attention& a, int64_t seq, int64_t position) {
   return a.tables[seq * a.blocks_max + position / a.block_tokens];
 }
 
-// First element of one head's k or v in one block; both have Bt * E of them.
+// First byte of one head's k or v in one block.
 inline int64_t head_at(const Attention& a, int64_t block, int64_t kv_head) {
-  return (block * a.kv_heads + kv_head) * a.block_tokens * a.size;
+  return (block * a.kv_heads + kv_head) * a.head_bytes;
 }
 
 inline void norm_and_rope(const Attention& a, const float* in, const float* norm, int64_t token,
@@ -72,13 +73,9 @@ inline void norm_and_rope(const Attention& a, const float* in, const float* norm
 }
 
 template <typename T>
-inline void write_k(const Attention& a, const float* x, int64_t offset, T* k) {
-  T* const tile = k + offset / 16 * 16 * a.size;
-  const int64_t lane = offset % 16;
-  for (int64_t e = 0; e < a.size; ++e) {
-    const int64_t at = kIsBf16<T> ? (e / 2 * 16 + lane) * 2 + e % 2 : e * 16 + lane;
-    tile[at] = cast<T>(x[e]);
-  }
+inline int64_t k_at(const Attention& a, int64_t offset, int64_t e) {
+  const int64_t tile = offset / 16 * 16 * a.size, lane = offset % 16;
+  return tile + (kIsBf16<T> ? (e / 2 * 16 + lane) * 2 + e % 2 : e * 16 + lane);
 }
 
 template <typename T>
@@ -86,17 +83,28 @@ inline int64_t v_at(const Attention& a, int64_t offset, int64_t e) {
   return kIsBf16<T> ? (offset / 2 * a.size + e) * 2 + offset % 2 : offset * a.size + e;
 }
 
-template <typename T>
-inline void write_v(const Attention& a, const float* x, int64_t offset, T* v) {
-  for (int64_t e = 0; e < a.size; ++e) v[v_at<T>(a, offset, e)] = cast<T>(x[e]);
+// One token's k or v into its head's block; at(e) is the place of element e.
+template <typename T, typename At>
+inline void write_head(const Attention& a, const float* x, int64_t offset, char* head, At at) {
+  if (a.codes != Codes::kNone)
+    return write_codes(a, x, offset, reinterpret_cast<uint8_t*>(head), at);
+  for (int64_t e = 0; e < a.size; ++e) reinterpret_cast<T*>(head)[at(e)] = cast<T>(x[e]);
 }
 
 // The rest of a run of keys becomes 0: a masked key has weight 0, and 0 times what an earlier sequence
 // left there must not be NaN.
 template <typename T>
-inline void clear_rest(const Attention& a, int64_t offset, T* v) {
-  for (int64_t next = offset + 1; next % kKeys != 0; ++next)
-    for (int64_t e = 0; e < a.size; ++e) v[v_at<T>(a, next, e)] = T{};
+inline void clear_rest(const Attention& a, int64_t offset, char* v) {
+  for (int64_t next = offset + 1; next % kKeys != 0; ++next) {
+    for (int64_t e = 0; e < a.size; ++e) {
+      if (a.codes == Codes::kNone) {
+        reinterpret_cast<T*>(v)[v_at<T>(a, next, e)] = T{};
+      } else {
+        v[v_at<T>(a, next, e)] = 0;
+      }
+    }
+    if (a.codes == Codes::kInt8) std::memset(v + scale_at(a, next), 0, 4);
+  }
 }
 
 // A token behind which nothing of its run of keys has been cleared yet.
@@ -121,10 +129,11 @@ inline void prepare_token(const Attention& a, int64_t token, T* q) {
   }
   for (int64_t h = 0; h < a.kv_heads; ++h) {
     norm_and_rope(a, in + (a.heads + h) * a.size, a.k_norm, token, x);
-    write_k<T>(a, x, offset, static_cast<T*>(a.k) + head_at(a, block, h));
+    char* const k = static_cast<char*>(a.k) + head_at(a, block, h);
+    char* const v = static_cast<char*>(a.v) + head_at(a, block, h);
     const float* const values = in + (a.heads + a.kv_heads + h) * a.size;
-    T* const v = static_cast<T*>(a.v) + head_at(a, block, h);
-    write_v<T>(a, values, offset, v);
+    write_head<T>(a, x, offset, k, [&](int64_t e) { return k_at<T>(a, offset, e); });
+    write_head<T>(a, values, offset, v, [&](int64_t e) { return v_at<T>(a, offset, e); });
     if (is_end(a, token, offset)) clear_rest<T>(a, offset, v);
   }
 }
@@ -158,16 +167,26 @@ inline int64_t first_chunk(const Attention& a, const Item& item) {
   return low > 0 ? low / kChunk : 0;
 }
 
+// Scales of a chunk's keys, at int8.
+struct Scales {
+  alignas(64) float k[kChunk], v[kChunk];
+};
+
 // Scores [16][kChunk] to weights in place of them: exp(scale * (score - max)), 0 outside the bounds.
+// With `scales`, scores are of codes and become those of keys, and weights carry the scales of values.
 template <typename T>
 inline void soften(const Attention& a, const Bounds& b, int64_t row, int64_t start, int64_t keys,
-                   float* scores, T* weights, Partial out) {
+                   const Scales* scales, float* scores, T* weights, Partial out) {
   V16 best = splat(-INFINITY);
   const int64_t low = b.low[row] - start, high = b.high[row] - start;
   I16 lane;
   for (int i = 0; i < 16; ++i) lane[i] = i;
   for (int64_t i = 0; i < keys; i += 16) {
     V16 s = load16(scores + i);
+    if (scales != nullptr) {
+      s *= load16(scales->k + i);
+      store16(scores + i, s);
+    }
     if (i < low || i + 16 > high) {
       const I16 at = lane + static_cast<int32_t>(i);
       s = (at >= static_cast<int32_t>(low)) & (at < static_cast<int32_t>(high)) ? s
@@ -180,8 +199,9 @@ inline void soften(const Attention& a, const Bounds& b, int64_t row, int64_t sta
   const float shift = top == -INFINITY ? 0.0f : top * a.scale;
   V16 sum{};
   for (int64_t i = 0; i < keys; i += 16) {
-    const V16 p = exp16(load16(scores + i) * a.scale - shift);
+    V16 p = exp16(load16(scores + i) * a.scale - shift);
     sum += p;
+    if (scales != nullptr) p *= load16(scales->v + i);
     if constexpr (kIsBf16<T>) {
       store_bf16(reinterpret_cast<uint16_t*>(weights) + i, p, 16);
     } else {

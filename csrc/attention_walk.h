@@ -13,34 +13,56 @@
 namespace ranvier {
 namespace {
 
-// Where each run of 32 keys of a chunk lies.
+// The values of each run of 32 keys of a chunk.
 template <typename T>
 struct Runs {
-  const T* k[kChunk / kKeys];
   const T* v[kChunk / kKeys];
   int64_t count;
 };
 
-template <typename T>
-inline Runs<T> runs_of(const Attention& a, const Item& item, int64_t start, int64_t end) {
-  Runs<T> runs;
-  runs.count = (end - start + kKeys - 1) / kKeys;
-  for (int64_t i = 0; i < runs.count; ++i) {
-    const int64_t position = start + i * kKeys;
-    const int64_t at = head_at(a, block_of(a, item.seq, position), item.kv_head) +
-                       position % a.block_tokens * a.size;
-    runs.k[i] = static_cast<const T*>(a.k) + at;
-    runs.v[i] = static_cast<const T*>(a.v) + at;
+// Where each run of 32 keys of a chunk lies in the cache; k and v are laid out alike.
+struct Places {
+  int64_t at[kChunk / kKeys], scales[kChunk / kKeys];
+  int64_t count;
+};
+
+inline int64_t element_bytes(const Attention& a) {
+  return a.codes != Codes::kNone ? 1 : a.is_bf16 ? 2 : 4;
+}
+
+inline Places places_of(const Attention& a, const Item& item, int64_t start, int64_t end) {
+  Places places;
+  places.count = (end - start + kKeys - 1) / kKeys;
+  for (int64_t i = 0; i < places.count; ++i) {
+    const int64_t position = start + i * kKeys, offset = position % a.block_tokens;
+    const int64_t head = head_at(a, block_of(a, item.seq, position), item.kv_head);
+    places.at[i] = head + offset * a.size * element_bytes(a);
+    places.scales[i] = head + scale_at(a, offset);
   }
-  return runs;
+  return places;
+}
+
+inline const char* k_run(const Attention& a, const Places& places, int64_t i) {
+  return static_cast<const char*>(a.k) + places.at[i];
+}
+
+inline const char* v_run(const Attention& a, const Places& places, int64_t i) {
+  return static_cast<const char*>(a.v) + places.at[i];
+}
+
+inline void gather_scales(const Attention& a, const Places& places, Scales* scales) {
+  for (int64_t i = 0; i < places.count; ++i) {
+    const char* const k = static_cast<const char*>(a.k) + places.scales[i];
+    const char* const v = static_cast<const char*>(a.v) + places.scales[i];
+    std::memcpy(scales->k + i * kKeys, k, 4 * kKeys);
+    std::memcpy(scales->v + i * kKeys, v, 4 * kKeys);
+  }
 }
 
 // Blocks lie anywhere: no hardware prefetcher knows the next one.
-template <typename T>
-inline void fetch_run(const Attention& a, const T* run) {
-  const char* const at = reinterpret_cast<const char*>(run);
-  const int64_t bytes = kKeys * a.size * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+inline void fetch_run(const Attention& a, const char* run) {
+  const int64_t bytes = kKeys * a.size * element_bytes(a);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(run + i, 0, 2);
 }
 
 template <typename T>
@@ -48,18 +70,28 @@ inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64
                          Partial out) {
   const int64_t start = chunk * kChunk, limit = item.last_position + 1;
   const int64_t end = limit < start + kChunk ? limit : start + kChunk;
-  const Runs<T> runs = runs_of<T>(a, item, start, end);
+  const Places places = places_of(a, item, start, end);
+  const int64_t count = places.count, run = kKeys * a.size;
   const Bounds bounds = bounds_of(a, item);
-  static thread_local Arena score_arena, weight_arena;
+  static thread_local Arena score_arena, weight_arena, room_arena;
   auto* const scores = static_cast<float*>(score_arena.get(4 * kRowBlock * kChunk));
   auto* const weights = static_cast<T*>(weight_arena.get(sizeof(T) * kRowBlock * kChunk));
-  for (int64_t i = 0; i < runs.count; ++i) {
-    fetch_run(a, i + 1 < runs.count ? runs.k[i + 1] : runs.v[0]);
-    scores_of(a, q, item.rows, runs.k[i], scores + i * kKeys);
+  auto* const room = static_cast<T*>(
+      a.codes == Codes::kNone ? nullptr : room_arena.get(sizeof(T) * kChunk * a.size));
+  for (int64_t i = 0; i < count; ++i) {
+    fetch_run(a, i + 1 < count ? k_run(a, places, i + 1) : v_run(a, places, 0));
+    scores_of(a, q, item.rows, opened(a, k_run(a, places, i), room), scores + i * kKeys);
   }
-  for (int64_t i = 1; i < runs.count; ++i) fetch_run(a, runs.v[i]);
+  for (int64_t i = 1; i < count; ++i) fetch_run(a, v_run(a, places, i));
+  Scales scales;
+  const bool is_scaled = a.codes == Codes::kInt8;
+  if (is_scaled) gather_scales(a, places, &scales);
   for (int64_t r = 0; r < item.rows; ++r)
-    soften(a, bounds, r, start, runs.count * kKeys, scores + r * kChunk, weights + r * kChunk, out);
+    soften(a, bounds, r, start, count * kKeys, is_scaled ? &scales : nullptr, scores + r * kChunk,
+           weights + r * kChunk, out);
+  Runs<T> runs;
+  runs.count = count;
+  for (int64_t i = 0; i < count; ++i) runs.v[i] = opened(a, v_run(a, places, i), room + i * run);
   values_of(a, weights, item.rows, runs, out.values);
 }
 
@@ -97,13 +129,12 @@ inline const T* padded_queries(const Attention& a, const Item& item, const T* q)
 }
 
 // The first runs of an item that this thread will take next.
-template <typename T>
 inline void fetch_item(const Attention& a, const Item& item) {
   const int64_t start = first_chunk(a, item) * kChunk, limit = item.last_position + 1;
-  const Runs<T> runs = runs_of<T>(a, item, start, std::min(limit, start + 2 * kKeys));
-  for (int64_t i = 0; i < runs.count; ++i) {
-    fetch_run(a, runs.k[i]);
-    fetch_run(a, runs.v[i]);
+  const Places places = places_of(a, item, start, std::min(limit, start + 2 * kKeys));
+  for (int64_t i = 0; i < places.count; ++i) {
+    fetch_run(a, k_run(a, places, i));
+    fetch_run(a, v_run(a, places, i));
   }
 }
 
@@ -169,7 +200,7 @@ inline void attend(const Attention& a) {
   const int64_t count = static_cast<int64_t>(items.size());
   if (count < 4 * thread_count() && items[0].last_position >= kChunk) return attend_split(a, items, q);
   parallel_for(count, [&](int64_t i) {
-    if (i + 1 < count) fetch_item<T>(a, items[i + 1]);
+    if (i + 1 < count) fetch_item(a, items[i + 1]);
     attend_item(a, items[i], q);
   });
 }

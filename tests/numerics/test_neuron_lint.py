@@ -181,6 +181,20 @@ def test_every_program_of_every_family_is_legal(family, kv_layout):
         assert spec.layers in [f.form["trip_count"] for f in loops]
 
 
+@pytest.mark.parametrize(("kv_cache_dtype", "target"), [("fp8-240", "trn2"), ("fp8", "trn3")])
+def test_programs_with_an_fp8_cache_are_legal(kv_cache_dtype, target):
+    spec = resolve(json.loads((GOLDENS / "llama" / "config.json").read_text()))
+    sizes = Sizes(
+        dtype="bfloat16", kernels="reference", max_model_len=128, max_num_seqs=4,
+        block_tokens=32, block_count=17, kv_layout="block", buckets=BUCKETS,
+        logprobs_max=20, edits_max=100, kv_cache_dtype=kv_cache_dtype,
+    )  # fmt: skip
+    for program in programs(spec, sizes):
+        module = program.lower("neuron").compiler_ir("stablehlo")
+        assert [str(v) for v in lint(module, target)] == [], program.name
+        assert ("f8E4M3FN" in str(module)) == (target == "trn3")
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_the_draw_without_cumulative_sum_is_the_first_id_past_the_goal(rows):
     from ranvier.nn.kernels.sample.reference import _first_past

@@ -44,6 +44,8 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """Hash of the sources that shape programs, and of the kernel library."""
     dtype: str
     quantization: str
+    kv_cache_dtype: str = "auto"
+    """Of the KV cache: auto (that of dtype), fp8 or int8."""
     max_model_len: int
     max_num_seqs: int
     block_tokens: int

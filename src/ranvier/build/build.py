@@ -49,6 +49,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         sources=_source_hash(has_kernels=not target.is_neuron),
         dtype=sizes.dtype,
         quantization=sizes.quantization,
+        kv_cache_dtype=sizes.kv_cache_dtype,
         max_model_len=sizes.max_model_len,
         max_num_seqs=sizes.max_num_seqs,
         block_tokens=sizes.block_tokens,

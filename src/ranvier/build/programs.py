@@ -43,6 +43,8 @@ class Sizes:
     """Neuron: physical cores of a logical one."""
     quantization: str = "none"
     """How weights are kept: none (dense, in dtype) or the name of their scheme."""
+    kv_cache_dtype: str = "auto"
+    """Of the cache: auto (that of dtype), fp8 or int8."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class Program:
 
 
 def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
-    """Shapes of the whole k and v caches."""
+    """Shapes of the whole k and v caches, and their dtype."""
     heads = AttentionSpec(
         spec.heads, spec.kv_heads, spec.head_size, spec.attention_scale, spec.norm_eps
     )
     blocks, tokens = sizes.block_count, sizes.block_tokens
-    return select(sizes.kernels).cache_shapes(spec.layers, heads, blocks, tokens, sizes.dtype)
+    return select(sizes.kernels).cache_shapes(
+        spec.layers, heads, blocks, tokens, sizes.dtype, sizes.kv_cache_dtype
+    )
 
 
 def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
@@ -97,6 +101,7 @@ def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
         "layers": spec.layers,
         "k_shape": cache.k,
         "v_shape": cache.v,
+        "cache_dtype": str(cache.dtype),
         "end_token_ids": spec.end_token_ids,
     }
 
@@ -118,8 +123,8 @@ def programs(
     cache = cache_shapes(spec, sizes)
     kind = DTYPES[sizes.dtype]
     state = {
-        "k": struct(cache.k, kind),
-        "v": struct(cache.v, kind),
+        "k": struct(cache.k, cache.dtype),
+        "v": struct(cache.v, cache.dtype),
         "sampled": struct((sizes.max_num_seqs,), jnp.int32),
     }
     table = []
@@ -131,6 +136,6 @@ def programs(
             "allowed": struct((layout.rows, -(-vocab // 32)), jnp.int32),
         }
         shards = None if cores == 1 else Shards(AXIS, vocab)
-        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards).step
+        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind).step
         table.append(Program(shape, step, (weights, state, inputs), cores))
     return table

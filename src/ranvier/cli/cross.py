@@ -111,7 +111,7 @@ def _memory(planned: Any, instance: str | None, name: str) -> Any:
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,
         dtype=sizes.dtype,
-        kv_dtype=sizes.dtype,
+        kv_dtype=sizes.dtype if sizes.kv_cache_dtype == "auto" else "fp8",
         program_count=len(sizes.buckets.prefill_programs) + len(sizes.buckets.decode_programs),
     )
     return fit(

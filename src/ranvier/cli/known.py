@@ -69,7 +69,6 @@ KNOWN: dict[str, Known] = {
     "runner": Known(("auto", "generate"), _POOLING),
     "task": Known(("auto", "generate"), _POOLING),
     "convert": Known(("auto", "none"), _POOLING),
-    "kv_cache_dtype": Known(("auto",), "the cache has the dtype of the weights"),
     "pipeline_parallel_size": Known((1,), _ONE),
     "data_parallel_size": Known((1,), _ONE),
     "decode_context_parallel_size": Known((1,), _ONE),

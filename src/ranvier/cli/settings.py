@@ -23,6 +23,7 @@ from ranvier.core.errors import ConfigError
 
 __all__ = [
     "DTYPES",
+    "KV_CACHE_DTYPES",
     "Options",
     "artifact_roots",
     "artifacts_default",
@@ -47,6 +48,10 @@ __all__ = [
 DTYPES = {
     "auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float32": "float32", "float": "float32",
+}  # fmt: skip
+KV_CACHE_DTYPES = {
+    "auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32",
+    "fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8",
 }  # fmt: skip
 NEURON = ("override_neuron_config", "additional_config", "from_nxdi")
 BUCKET_VARIABLES = ("NEURON_CONTEXT_LENGTH_BUCKETS", "NEURON_TOKEN_GEN_BUCKETS")
@@ -80,6 +85,8 @@ class Options:
     quantization: str | None = None
     """Whole-number weights: int8, int8-dynamic, int4 and others (docs/quantisation.md) quantise
     while packing; none: dense, in dtype; default: as the checkpoint has them (float32: dense)."""
+    kv_cache_dtype: str = "auto"
+    """Of the KV cache: auto (that of dtype), bfloat16, fp8 (e4m3; also fp8_e4m3) or int8."""
     max_model_len: int | None = None
     """Tokens of a prompt and its output together; default the model's, at most 4096; auto or -1:
     the model's, or what fits in memory."""
@@ -363,6 +370,7 @@ def _choice(name: str, value: str, known: Iterable[str]) -> None:
 def _check(options: Options) -> None:
     if options.dtype not in DTYPES:
         raise ConfigError(f"dtype is {options.dtype!r}; supported: {', '.join(DTYPES)}.")
+    _choice("kv_cache_dtype", options.kv_cache_dtype, KV_CACHE_DTYPES)
     _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
     kv_layout(options)
     _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))

@@ -12,6 +12,7 @@ from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
+<<<<<<< HEAD
 from ranvier.cli.settings import (
     DTYPES,
     Options,
@@ -20,13 +21,15 @@ from ranvier.cli.settings import (
     logical_nc_config,
     say,
 )
+=======
+from ranvier.cli.settings import DTYPES, KV_CACHE_DTYPES, Options, bucket_lists, kv_layout, say
+>>>>>>> cf3db8b (A KV cache in fp8 or int8)
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
 from ranvier.core.limits import LIMITS
 from ranvier.core.program import program_shapes
 from ranvier.models.spec import DecoderSpec
 from ranvier.native import library
-from ranvier.nn.kernels.linear.pack import DTYPES as ARRAY_DTYPES
 from ranvier.targets.host_memory import (
     HostMemory,
     MemoryNeed,
@@ -36,6 +39,7 @@ from ranvier.targets.host_memory import (
     largest_len,
     share_blocks,
 )
+from ranvier.targets.neuron.instances import CHIPS
 from ranvier.targets.table import DEVICES, TARGETS, Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
 
@@ -44,6 +48,7 @@ __all__ = ["Plan", "choose_target", "plan_sizes"]
 LENGTH_DEFAULT = 4096
 BATCHED_DEFAULT = 1024
 REGION_GRANULE = 32
+FP8_SMALL_MAX = 240.0
 SHARE_DEFAULT = 0.9
 """Of all memory: what max_model_len=auto may fill."""
 
@@ -137,8 +142,9 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
     buckets = _buckets(options, length, granule, is_ragged)
     block_tokens = buckets.contexts[-1] if is_contiguous else options.block_size
     rows = options.max_num_seqs
+    dtype = _dtype(options.dtype, kernels, target)
     return Sizes(
-        dtype=_dtype(options.dtype, kernels, target),
+        dtype=dtype,
         kernels=kernels,
         max_model_len=length,
         max_num_seqs=rows,
@@ -146,6 +152,7 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
         block_count=rows + 1 if is_contiguous else default_blocks(length, rows, block_tokens),
         kv_layout="contiguous" if is_contiguous else "block",
         buckets=buckets,
+        kv_cache_dtype=_kv_cache_dtype(options.kv_cache_dtype, dtype, target),
         tensor_parallel=options.tensor_parallel_size,
         logical_cores=_logical_cores(options, target),
         logprobs_max=LIMITS.logprobs_max,
@@ -248,10 +255,9 @@ def _need(spec: DecoderSpec, sizes: Sizes, stored: int | None) -> MemoryNeed:
     shapes = weight_shapes(spec, sizes.dtype, sizes.kernels).values()
     dense = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)
     cache = cache_shapes(spec, replace(sizes, block_count=1))
-    item = np.dtype(ARRAY_DTYPES[sizes.dtype]).itemsize
     return MemoryNeed(
         weights_bytes=dense if stored is None else min(dense, stored),
-        block_bytes=(math.prod(cache.k) + math.prod(cache.v)) * item,
+        block_bytes=(math.prod(cache.k) + math.prod(cache.v)) * cache.dtype.itemsize,
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,
         max_model_len=sizes.max_model_len,
@@ -285,3 +291,26 @@ def _dtype(named: str, kernels: str, target: Target) -> str:
         is_slow = target.name == "cpu" and kernels == "reference"
         return "float32" if is_slow else "bfloat16"
     return DTYPES[named]
+
+
+def _kv_cache_dtype(named: str, dtype: str, target: Target) -> str:
+    """auto where the cache is as wide as the activations, else fp8, int8 or, where e4m3 ends at
+    240, fp8-240. Raises ConfigError."""
+    kind = KV_CACHE_DTYPES[named]
+    if kind in ("auto", dtype):
+        return "auto"
+    if kind in ("bfloat16", "float32"):
+        raise ConfigError(
+            f"kv_cache_dtype={named} with dtype {dtype}: the cache has the dtype of the "
+            "activations, or is fp8 or int8.",
+            hint=f"Leave --kv-cache-dtype out, or add --dtype {kind}.",
+        )
+    if not target.is_neuron:
+        return kind
+    fp8_max = CHIPS[target.name].fp8_max
+    if kind == "fp8" and fp8_max is not None:
+        return "fp8" if fp8_max > FP8_SMALL_MAX else "fp8-240"
+    raise ConfigError(
+        f"kv_cache_dtype={named}: {target.name} has no cache of it.",
+        hint="fp8 is there on neuron-trn2 and neuron-trn3; else leave --kv-cache-dtype out.",
+    )

@@ -85,7 +85,8 @@ class Shards:
 class Decoder:
     """One program's static parts: the model's numbers, the target's kernels, the bucket's layout.
 
-    `top_count` is K, the top log-probabilities that the program returns.
+    `top_count` is K, the top log-probabilities that the program returns. `dtype` is that of the
+    activations, None: the cache's.
     """
 
     spec: DecoderNumbers
@@ -93,6 +94,7 @@ class Decoder:
     layout: MetaLayout
     top_count: int
     shards: Shards | None = None
+    dtype: Any = None
 
     def step(self, weights: Weights, state: State, inputs: State) -> tuple[State, Array]:
         """Run up to layout.tokens tokens and sample up to layout.rows rows.
@@ -161,7 +163,7 @@ class Decoder:
             at = _At(weights, layer[None], meta)
             out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)
             x_TD = self._add(at, "o", x_TD, out_TO)
-            x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, k.dtype))
+            x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, self.dtype or k.dtype))
             return (x_TD, k, v), None
 
         layers = jnp.arange(self.spec.layers, dtype=jnp.int32)
@@ -187,7 +189,7 @@ class Decoder:
                 qkv_TO, k, v, at.layer, at.meta, self.layout, numbers,
                 cos_sin=cos_sin, windows=weights["windows"], ropes=weights["ropes"],
                 q_norm=weights["q_norm"] if spec.has_qk_norm else None,
-                k_norm=weights["k_norm"] if spec.has_qk_norm else None,
+                k_norm=weights["k_norm"] if spec.has_qk_norm else None, out_dtype=self.dtype,
             )  # fmt: skip
 
     def _gate(self, at: _At, x_TD: Array, dtype: Any) -> Array:

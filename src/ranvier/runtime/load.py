@@ -186,7 +186,7 @@ def _array(path: Path, entry: ArrayEntry) -> jax.Array:
 
 def _state(manifest: Manifest) -> dict[str, jax.Array]:
     model = manifest.model
-    kind = _dtype(str(model["dtype"]))
+    kind = _dtype(str(model["cache_dtype"]))
     return {
         "k": jnp.zeros(model["k_shape"], kind),
         "v": jnp.zeros(model["v_shape"], kind),

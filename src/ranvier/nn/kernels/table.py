@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from jax import Array
 
 from ranvier.core.errors import TargetError
-from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
+from ranvier.nn.kernels.attention import CacheShapes
 from ranvier.nn.kernels.attention import cpu as attention_cpu
 from ranvier.nn.kernels.attention import reference as attention_reference
 from ranvier.nn.kernels.embed import cpu as embed_cpu
@@ -34,7 +33,7 @@ class Kernels:
     embed: Callable[..., Array]
     attention: Callable[..., tuple[Array, Array, Array]]
     sample: Callable[..., Array]
-    cache_shapes: Callable[[int, AttentionSpec, int, int, Any], CacheShapes]
+    cache_shapes: Callable[..., CacheShapes]
 
 
 REFERENCE = Kernels(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["AttentionSpec", "CacheShapes"]
 
@@ -20,7 +21,8 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class CacheShapes:
-    """Shapes of the whole k and v caches, layer axis first."""
+    """Shapes of the whole k and v caches, layer axis first, and the dtype of their elements."""
 
     k: tuple[int, ...]
     v: tuple[int, ...]
+    dtype: Any

@@ -14,6 +14,7 @@ from jax import Array
 
 from ranvier.core.layout import MetaLayout
 from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
+from ranvier.nn.kernels.attention.codes import SCALE_BYTES, cache_dtype
 
 __all__ = ["attention", "cache_shapes"]
 
@@ -23,16 +24,28 @@ BLOCK_MULTIPLE = 32
 
 
 def cache_shapes(
-    layers: int, spec: AttentionSpec, blocks: int, block_tokens: int, dtype: Any
+    layers: int,
+    spec: AttentionSpec,
+    blocks: int,
+    block_tokens: int,
+    dtype: Any,
+    cache: str = "auto",
 ) -> CacheShapes:
-    """Shapes of k and v; pairs of elements lie together in bfloat16."""
+    """Shapes of k and v for activations of `dtype`; bfloat16's pairs of elements lie together.
+
+    `cache`: auto (of `dtype`), fp8 (a byte an element in the same order) or int8 (one axis of bytes
+    a head: codes in that order, then the scales of its tokens).
+    """
     assert block_tokens % BLOCK_MULTIPLE == 0, f"block_tokens is {block_tokens}"
     size, head = spec.head_size, (layers, blocks, spec.kv_heads)
+    kind = cache_dtype(cache, dtype)
+    if kind == jnp.int8:
+        whole = (*head, block_tokens * (size + SCALE_BYTES))
+        return CacheShapes(whole, whole, kind)
     if jnp.dtype(dtype) == jnp.bfloat16:
-        return CacheShapes(
-            (*head, block_tokens // 16, size // 2, 16, 2), (*head, block_tokens // 2, size, 2)
-        )
-    return CacheShapes((*head, block_tokens // 16, size, 16), (*head, block_tokens, size))
+        k, v = (block_tokens // 16, size // 2, 16, 2), (block_tokens // 2, size, 2)
+        return CacheShapes((*head, *k), (*head, *v), kind)
+    return CacheShapes((*head, block_tokens // 16, size, 16), (*head, block_tokens, size), kind)
 
 
 def attention(
@@ -49,6 +62,7 @@ def attention(
     ropes: Array,
     q_norm: Array | None = None,
     k_norm: Array | None = None,
+    out_dtype: Any = None,
 ) -> tuple[Array, Array, Array]:
     """As the reference; rows of padding tokens are undefined.
 
@@ -56,10 +70,12 @@ def attention(
     Cost: reads the keys and values of each sequence once per 16 query heads of a kv head.
     """
     none = jnp.zeros((0, 0), jnp.float32)
-    numbers = (spec.heads, layout.blocks, k.shape[3] * 16, *map(layout.offset, META_FIELDS))
+    is_flat = k.dtype == jnp.int8
+    block_tokens = k.shape[3] // (spec.head_size + SCALE_BYTES) if is_flat else k.shape[3] * 16
+    numbers = (spec.heads, layout.blocks, block_tokens, *map(layout.offset, META_FIELDS))
     struct: Any = jax.ShapeDtypeStruct
     results = (
-        struct((qkv_TO.shape[0], spec.heads * spec.head_size), k.dtype),
+        struct((qkv_TO.shape[0], spec.heads * spec.head_size), out_dtype or k.dtype),
         struct(k.shape, k.dtype),
         struct(v.shape, v.dtype),
     )

@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from ranvier.core.layout import MetaLayout
 from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
+from ranvier.nn.kernels.attention.codes import SCALE_BYTES, cache_dtype, decode, encode
 from ranvier.nn.rope import rotate
 
 __all__ = ["attention", "cache_shapes"]
@@ -28,12 +29,21 @@ CHUNK_KEYS = 512
 
 
 def cache_shapes(
-    layers: int, spec: AttentionSpec, blocks: int, block_tokens: int, dtype: Any
+    layers: int,
+    spec: AttentionSpec,
+    blocks: int,
+    block_tokens: int,
+    dtype: Any,
+    cache: str = "auto",
 ) -> CacheShapes:
-    """Shapes of k and v: [L, N, Bt, K, E] both."""
-    del dtype
-    shape = (layers, blocks, block_tokens, spec.kv_heads, spec.head_size)
-    return CacheShapes(shape, shape)
+    """Shapes of k and v: [L, N, Bt, K, E] both; int8: [L, N, Bt, K, E + 4], the scale at the end.
+
+    `cache`: auto (of `dtype`, the activations'), fp8 or int8.
+    """
+    kind = cache_dtype(cache, dtype)
+    size = spec.head_size + (SCALE_BYTES if kind == jnp.int8 else 0)
+    shape = (layers, blocks, block_tokens, spec.kv_heads, size)
+    return CacheShapes(shape, shape, kind)
 
 
 def attention(
@@ -50,9 +60,11 @@ def attention(
     ropes: Array,
     q_norm: Array | None = None,
     k_norm: Array | None = None,
+    out_dtype: Any = None,
 ) -> tuple[Array, Array, Array]:
     """Rope q and k, write k and v of the live tokens, attend. Returns (out [T, H*E], k, v).
 
+    `out_dtype`, of products and out: None is the cache's.
     Shapes: qkv [T, (H+2K)*E] f32; cos_sin [P, 2, T, E/2]; windows, ropes int32 [L]; norms [L, E].
     Donates: k and v when the caller's program does.
     """
@@ -64,23 +76,25 @@ def attention(
     q_THE, k_TKE = rotate(q_THE, angles), rotate(k_TKE, angles)
     k = _write(k, k_TKE, layer, meta, layout)
     v = _write(v, v_TKE, layer, meta, layout)
-    q = (q_THE * spec.scale).astype(k.dtype)
+    dtype = out_dtype or k.dtype
+    q = (q_THE * spec.scale).astype(dtype)
     q_TKGE = q.reshape(layout.tokens, spec.kv_heads, -1, spec.head_size)
-    cache = _Cache(k, v, layer[0], layout.block_keys or k.shape[2])
+    cache = _Cache(k, v, layer[0], layout.block_keys or k.shape[2], dtype)
     window = _pick(windows, layer[0])
     attend = _ragged if layout.family == "step" else _whole
     out_TKGE = attend(q_TKGE, cache, meta, layout, window)
-    return out_TKGE.reshape(layout.tokens, -1).astype(k.dtype), k, v
+    return out_TKGE.reshape(layout.tokens, -1).astype(dtype), k, v
 
 
 @dataclass(frozen=True)
 class _Cache:
-    """Both caches at one layer; `keys` is how many tokens of a block are read."""
+    """Both caches at one layer; `keys` is how many tokens of a block are read, as `dtype`."""
 
     k: Array
     v: Array
     layer: Array
     keys: int
+    dtype: Any
 
     def read(self, cache: Array, tables_NM: Array) -> Array:
         """The blocks of each table as one run of keys [N, M * keys, K, E]."""
@@ -95,7 +109,7 @@ class _Cache:
             slice_sizes=(1, 1, self.keys, *cache.shape[3:]),
             mode="promise_in_bounds",
         )
-        return found.reshape(tiles, blocks * self.keys, *cache.shape[3:])
+        return decode(found.reshape(tiles, blocks * self.keys, *cache.shape[3:]), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -252,5 +266,5 @@ def _write(cache: Array, x_TKE: Array, layer: Array, meta: Array, layout: MetaLa
     is_live_T = jnp.arange(layout.tokens, dtype=jnp.int32) < meta[0]
     block_T = jnp.where(is_live_T, block_T, 0)
     return cache.at[layer[0], block_T, positions_T % size].set(
-        x_TKE.astype(cache.dtype), mode="promise_in_bounds"
+        encode(x_TKE, cache.dtype), mode="promise_in_bounds"
     )

@@ -9,7 +9,7 @@ from ranvier.targets.neuron.config.field import Field, refused
 __all__ = ["KV_QUANT", "QUANTISATION"]
 
 _NOT_YET = "weights quantised for Neuron are not supported yet"
-_KV = "a quantised KV cache is not supported yet"
+_KV = "kv_cache_quant casts to e4m3 directly; other ways are not supported"
 
 QUANTISATION: tuple[Field, ...] = (
     refused("quantized", "bool", False, _NOT_YET),

@@ -8,7 +8,7 @@ __all__ = ["BUCKETING", "CACHE", "CHUNKED_PREFILL", "DTYPE", "SAMPLING", "SAMPLI
 
 _BATCH = Derived("batch_size")
 _LENGTH = Derived("seq_len")
-_KV_TYPE = "a quantised KV cache is not supported yet"
+_KV_TYPE = "kv_cache_quant casts to e4m3 directly; other ways are not supported"
 _BLOCKS = "the kernels of the target choose how a block is laid out"
 
 SHAPE: tuple[Field, ...] = (
@@ -132,7 +132,9 @@ CACHE: tuple[Field, ...] = (
         "chunked_prefill_config", "dict", None,
         "prompts longer than max_num_batched_tokens are prefilled in chunks always",
     ),
-    refused("kv_cache_quant", "bool", False, _KV_TYPE),
+    honoured(
+        "kv_cache_quant", "bool", False, "kv_cache_dtype", "true: fp8, cast directly; false: auto"
+    ),
     refused("kv_quant_config", "dict", None, _KV_TYPE),
     satisfied("disable_kv_cache_tiling", "bool", False, _BLOCKS),
     satisfied("k_cache_transposed", "bool", False, _BLOCKS),

@@ -143,6 +143,8 @@ def _setting(given: Given) -> tuple[str, str, Any]:
     if given.field.kind == "dtype":
         name = plain_dtype(value)
         value = DTYPES.get(name, name)
+    if given.field.option == "kv_cache_dtype":
+        value = "fp8" if value else "auto"
     if given.field.option == "target":
         value = f"neuron-{value.removeprefix('neuron-')}"
     return given.key, given.field.option, value
