@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -41,6 +43,7 @@ class Device:
     """A poisoned narrow cache and one target's attention over it."""
 
     def __init__(self, kernels, kind, dtype, spec=SPEC, window=0):
+        spec = dataclasses.replace(spec, out_dtype=dtype)
         self.kernels, self.dtype, self.spec, self.window = kernels, dtype, spec, window
         self.layout = MetaLayout(TOKENS, ROWS, BLOCKS)
         shapes = kernels.cache_shapes(LAYERS, spec, COUNT, BLOCK, dtype, kind)
@@ -55,7 +58,7 @@ class Device:
         cos_sin = rope.tables(meta[self.layout.slices["positions"]], freq, jnp.ones(2))
         return self.kernels.attention(
             qkv, k, v, jnp.array([LAYER]), meta, self.layout, self.spec, cos_sin=cos_sin,
-            windows=jnp.array([7, self.window]), ropes=jnp.array([0, 1]), out_dtype=self.dtype,
+            windows=jnp.array([7, self.window]), ropes=jnp.array([0, 1]),
         )  # fmt: skip
 
     def run(self, chunks):

@@ -12,18 +12,15 @@ from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
-<<<<<<< HEAD
 from ranvier.cli.settings import (
     DTYPES,
+    KV_CACHE_DTYPES,
     Options,
     bucket_lists,
     kv_layout,
     logical_nc_config,
     say,
 )
-=======
-from ranvier.cli.settings import DTYPES, KV_CACHE_DTYPES, Options, bucket_lists, kv_layout, say
->>>>>>> cf3db8b (A KV cache in fp8 or int8)
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
 from ranvier.core.limits import LIMITS

@@ -175,8 +175,9 @@ class Decoder:
     ) -> tuple[Array, Array, Array]:
         spec, weights = self.spec, at.weights
         numbers = AttentionSpec(
-            spec.heads, spec.kv_heads, spec.head_size, spec.attention_scale, spec.norm_eps
-        )
+            spec.heads, spec.kv_heads, spec.head_size, spec.attention_scale, spec.norm_eps,
+            out_dtype=self.dtype,
+        )  # fmt: skip
         with jax.named_scope("attention"):
             qkv_TO = self.kernels.linear(
                 x_TD, weight_of(weights, "qkv"), at.layer, at.count,
@@ -189,7 +190,7 @@ class Decoder:
                 qkv_TO, k, v, at.layer, at.meta, self.layout, numbers,
                 cos_sin=cos_sin, windows=weights["windows"], ropes=weights["ropes"],
                 q_norm=weights["q_norm"] if spec.has_qk_norm else None,
-                k_norm=weights["k_norm"] if spec.has_qk_norm else None, out_dtype=self.dtype,
+                k_norm=weights["k_norm"] if spec.has_qk_norm else None,
             )  # fmt: skip
 
     def _gate(self, at: _At, x_TD: Array, dtype: Any) -> Array:

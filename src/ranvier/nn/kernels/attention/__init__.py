@@ -10,13 +10,17 @@ __all__ = ["AttentionSpec", "CacheShapes"]
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Static numbers of one model's attention: heads H, kv_heads K, head_size E."""
+    """Static numbers of one model's attention: heads H, kv_heads K, head_size E.
+
+    `out_dtype`: of products and of the output; None: the cache's own.
+    """
 
     heads: int
     kv_heads: int
     head_size: int
     scale: float
     eps: float
+    out_dtype: Any = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,6 @@ def attention(
     ropes: Array,
     q_norm: Array | None = None,
     k_norm: Array | None = None,
-    out_dtype: Any = None,
 ) -> tuple[Array, Array, Array]:
     """As the reference; rows of padding tokens are undefined.
 
@@ -75,7 +74,7 @@ def attention(
     numbers = (spec.heads, layout.blocks, block_tokens, *map(layout.offset, META_FIELDS))
     struct: Any = jax.ShapeDtypeStruct
     results = (
-        struct((qkv_TO.shape[0], spec.heads * spec.head_size), out_dtype or k.dtype),
+        struct((qkv_TO.shape[0], spec.heads * spec.head_size), spec.out_dtype or k.dtype),
         struct(k.shape, k.dtype),
         struct(v.shape, v.dtype),
     )

@@ -60,11 +60,9 @@ def attention(
     ropes: Array,
     q_norm: Array | None = None,
     k_norm: Array | None = None,
-    out_dtype: Any = None,
 ) -> tuple[Array, Array, Array]:
     """Rope q and k, write k and v of the live tokens, attend. Returns (out [T, H*E], k, v).
 
-    `out_dtype`, of products and out: None is the cache's.
     Shapes: qkv [T, (H+2K)*E] f32; cos_sin [P, 2, T, E/2]; windows, ropes int32 [L]; norms [L, E].
     Donates: k and v when the caller's program does.
     """
@@ -76,7 +74,7 @@ def attention(
     q_THE, k_TKE = rotate(q_THE, angles), rotate(k_TKE, angles)
     k = _write(k, k_TKE, layer, meta, layout)
     v = _write(v, v_TKE, layer, meta, layout)
-    dtype = out_dtype or k.dtype
+    dtype = spec.out_dtype or k.dtype
     q = (q_THE * spec.scale).astype(dtype)
     q_TKGE = q.reshape(layout.tokens, spec.kv_heads, -1, spec.head_size)
     cache = _Cache(k, v, layer[0], layout.block_keys or k.shape[2], dtype)
