@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -222,6 +223,8 @@ def test_the_key_is_the_same_on_every_machine(laptop, monkeypatch):
     from ranvier.cli import wire
 
     monkeypatch.setattr(build.jaxlib_version, "__version__", "0.0.1")
+    # set_flags adds to the variable, which later tests' own processes inherit: put it back.
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     monkeypatch.setattr(wire, "FLAGS", "--xla_cpu_experimental_ynn_fusion_type=other")
     monkeypatch.setattr(build, "machine_fingerprint", lambda _: "another machine")
     assert ensure_artifact(parse_options({**options, "require_artifacts": True})) == made
