@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ranvier.cli.flags import field_docs
-from ranvier.cli.front import FrontOptions
-from ranvier.cli.known import ENVIRONMENT, KNOWN
-from ranvier.cli.settings import Options
+from ranvier.cli.options.flags import field_docs
+from ranvier.cli.options.front import FrontOptions
+from ranvier.cli.options.known import ENVIRONMENT, KNOWN
+from ranvier.cli.options.settings import Options
 from ranvier.core import errors as core_errors
 from ranvier.targets.neuron import errors, legality
 from ranvier.targets.neuron.config.field import Derived, Field

@@ -5,7 +5,7 @@ from __future__ import annotations
 from protocol import BATCH_MAX, CONTEXT_MAX, Timer, Workload, prompts, work
 
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact, load_engine
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams

@@ -8,7 +8,7 @@ from ranvier.version import __version__
 
 if TYPE_CHECKING:
     from ranvier.cli.cross import compile
-    from ranvier.cli.settings import Options as EngineArgs
+    from ranvier.cli.options.settings import Options as EngineArgs
     from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
     from ranvier.engine.outputs import CompletionOutput, RequestOutput
@@ -25,7 +25,7 @@ __all__ = [
 
 _LAZY = {
     "CompletionOutput": ("ranvier.engine.outputs", "CompletionOutput"),
-    "EngineArgs": ("ranvier.cli.settings", "Options"),
+    "EngineArgs": ("ranvier.cli.options.settings", "Options"),
     "LLM": ("ranvier.cli.wire", "LLM"),
     "RequestOutput": ("ranvier.engine.outputs", "RequestOutput"),
     "SamplingParams": ("ranvier.core.sampling", "SamplingParams"),

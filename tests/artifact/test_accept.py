@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.reports import accept as suite
-from ranvier.cli.settings import parse_options
 
 
 @pytest.mark.parametrize("family", ["ragged", "unragged"])

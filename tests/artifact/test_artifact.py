@@ -9,7 +9,7 @@ import pytest
 
 from ranvier import LLM, SamplingParams
 from ranvier.artifact.read import read_manifest, verify
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 from ranvier.core.errors import ArtifactError
 

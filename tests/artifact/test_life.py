@@ -15,15 +15,15 @@ import pytest
 from ranvier import LLM, SamplingParams
 from ranvier.artifact.lock import free_to_remove, hold
 from ranvier.artifact.read import read_manifest, verify
-from ranvier.cli import settings
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options import settings
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 from ranvier.core.errors import ArtifactError, DamagedArtifact
 from ranvier.runtime import load
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4)
 BUILD = (
-    "import sys, json; from ranvier.cli.settings import parse_options; "
+    "import sys, json; from ranvier.cli.options.settings import parse_options; "
     "from ranvier.cli.wire import ensure_artifact; "
     "print(ensure_artifact(parse_options(json.loads(sys.argv[1]))))"
 )

@@ -20,9 +20,9 @@ from ranvier.artifact.inventory import items, removable
 from ranvier.artifact.read import read_manifest, verify
 from ranvier.build.neuron import binaries as maker
 from ranvier.build.programs import Program
-from ranvier.cli import settings
 from ranvier.cli.main import main
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options import settings
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 from ranvier.core.errors import ArtifactError, DamagedArtifact, TargetError
 from ranvier.runtime.compat import LoadedProgram

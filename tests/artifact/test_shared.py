@@ -13,15 +13,15 @@ import pytest
 
 from ranvier.artifact.manifest import canonical
 from ranvier.artifact.read import read_manifest, verify
-from ranvier.cli import settings
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options import settings
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 from ranvier.core.buckets import BucketSet
 from ranvier.core.errors import ArtifactError
 from ranvier.runtime.load import load_runner
 
 BUILD = (
-    "import sys, json; from ranvier.cli.settings import parse_options; "
+    "import sys, json; from ranvier.cli.options.settings import parse_options; "
     "from ranvier.cli.wire import ensure_artifact; "
     "print(ensure_artifact(parse_options(json.loads(sys.argv[1]))))"
 )

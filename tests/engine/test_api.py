@@ -203,7 +203,7 @@ def test_engine_args_of_either_kind(tiny_options, tmp_path):
 
 
 def test_a_dataclass_gives_what_differs_from_its_defaults():
-    from ranvier.cli.settings import given_fields
+    from ranvier.cli.options.settings import given_fields
 
     assert given_fields(ForeignArgs(model="m", lists=[])) == {"model": "m"}
 

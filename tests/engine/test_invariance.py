@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import open_engine
 from ranvier.core.config import EngineConfig
 from ranvier.core.request import Request

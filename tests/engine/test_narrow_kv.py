@@ -11,7 +11,7 @@ from tests.numerics.isa import NEEDS_KERNELS
 
 from ranvier import LLM, SamplingParams
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact, open_engine
 from ranvier.core.errors import ConfigError
 from ranvier.native import library
@@ -70,7 +70,7 @@ def test_artifacts_differ_and_hold_narrow_caches(options, tiny_options):
     same = read_manifest(ensure_artifact(parse_options({**options, "kv_cache_dtype": "bfloat16"})))
     assert same.key == whole.key != narrow.key
     assert (narrow.key.kv_cache_dtype, whole.key.kv_cache_dtype) == (kind, "auto")
-    assert narrow.model["cache_dtype"] == {"fp8": "float8_e4m3fn", "int8": "int8"}[kind]
+    assert narrow.model["state"]["k"][1] == {"fp8": "float8_e4m3fn", "int8": "int8"}[kind]
 
 
 def test_plain_kernels_serve_it_too(options, tmp_path, monkeypatch):

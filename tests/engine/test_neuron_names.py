@@ -6,7 +6,7 @@ import pytest
 
 from ranvier import LLM, SamplingParams
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 
 PROMPTS = [{"prompt_token_ids": list(range(3, 3 + n))} for n in (1, 7, 20, 60)]

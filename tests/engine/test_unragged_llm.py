@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ranvier import LLM, SamplingParams
-from ranvier.cli.settings import kv_layout, parse_options
+from ranvier.cli.options.settings import kv_layout, parse_options
 from ranvier.core.errors import ConfigError, TargetError
 
 PROMPTS = [{"prompt_token_ids": [3 + (7 * i) % 150 for i in range(n)]} for n in (1, 5, 33, 40, 90)]

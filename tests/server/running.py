@@ -9,9 +9,9 @@ import threading
 import uvicorn
 
 from ranvier.cli.serving.http import BoundedProtocol
-from ranvier.engine.client import SocketClient
-from ranvier.engine.message import Ready
-from ranvier.engine.service import EngineLink, EngineService
+from ranvier.link.client import SocketClient
+from ranvier.link.message import Ready
+from ranvier.link.service import EngineLink, EngineService
 
 
 class EngineThread:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ranvier.core.limits import LIMITS
-from ranvier.server.protocol import UNSUPPORTED
+from ranvier.server.wire.requests import UNSUPPORTED
 from tests.conftest import eventually
 from tests.server.simulated import LENGTH, simulated
 

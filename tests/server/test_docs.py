@@ -34,7 +34,7 @@ def test_every_route_is_in_the_page_of_the_server(server):
 def test_every_flag_that_the_page_names_is_one(server):
     import dataclasses
 
-    from ranvier.cli.front import FrontOptions
+    from ranvier.cli.options.front import FrontOptions
 
     flags = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(FrontOptions)}
     named = set(re.findall(r"--[a-z][a-z-]+", (DOCS / "server.md").read_text()))

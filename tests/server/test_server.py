@@ -8,10 +8,10 @@ import httpx
 import openai
 import pytest
 
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import open_engine
 from ranvier.server.app import make_app
-from ranvier.server.front import OPEN_PATHS
+from ranvier.server.http.front import OPEN_PATHS
 from ranvier.server.options import ServerOptions
 from tests.server.running import Server
 

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "schedule": {"core"},
     "text": {"core"},
     "engine": {"core", "schedule", "text"},
-    "server": {"core", "engine", "text"},
+    "link": {"core", "engine"},
+    "server": {"core", "engine", "link", "text"},
     "sim": {"core", "schedule", "engine"},
     "client": {"core"},
     "bench": {"core", "engine", "text", "client"},
@@ -34,8 +35,8 @@ MAY_IMPORT = {
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
 NO_JAX = (
-    "core", "schedule", "engine", "text", "server", "sim", "weights", "artifact", "targets",
-    "client", "bench", "quantize",
+    "core", "schedule", "engine", "link", "text", "server", "sim", "weights", "artifact",
+    "targets", "client", "bench", "quantize",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

@@ -21,7 +21,7 @@ from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear.pack import DTYPES
 from ranvier.nn.kernels.table import CacheShapes, select
 
-__all__ = ["Program", "Sizes", "cache_shapes", "model_numbers", "programs"]
+__all__ = ["Program", "Sizes", "cache_shapes", "model_numbers", "programs", "state_shapes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +91,24 @@ def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
     )
 
 
+def state_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[tuple[int, ...], str]]:
+    """name -> (shape, dtype) of what a step takes, donates and gives back; zeros at the start."""
+    cache = cache_shapes(spec, sizes)
+    return {
+        "k": (cache.k, str(cache.dtype)),
+        "sampled": ((sizes.max_num_seqs,), "int32"),
+        "v": (cache.v, str(cache.dtype)),
+    }
+
+
 def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
     """What the runtime has to know beside the key: the manifest's `model`. Shapes are a core's."""
     own = spec if sizes.tensor_parallel == 1 else core_spec(spec, sizes.tensor_parallel)
-    cache = cache_shapes(own, sizes)
     return {
         **dataclasses.asdict(sizes),
         "vocab_size": spec.vocab_size,
         "layers": spec.layers,
-        "k_shape": cache.k,
-        "v_shape": cache.v,
-        "cache_dtype": str(cache.dtype),
+        "state": state_shapes(own, sizes),
         "end_token_ids": spec.end_token_ids,
     }
 
@@ -120,13 +127,11 @@ def programs(
     weights = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     if cores > 1:
         weights["rank"] = struct((1,), jnp.int32)
-    cache = cache_shapes(spec, sizes)
-    kind = DTYPES[sizes.dtype]
     state = {
-        "k": struct(cache.k, cache.dtype),
-        "v": struct(cache.v, cache.dtype),
-        "sampled": struct((sizes.max_num_seqs,), jnp.int32),
+        name: struct(shape, jnp.dtype(kind))
+        for name, (shape, kind) in state_shapes(spec, sizes).items()
     }
+    kind = DTYPES[sizes.dtype]
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
         layout = shape.layout(sizes.block_tokens, sizes.max_model_len)

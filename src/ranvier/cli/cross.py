@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ranvier.cli.settings import Options, artifact_roots, parse_options, say
+from ranvier.cli.options.settings import Options, artifact_roots, parse_options, say
 from ranvier.core.errors import ConfigError, TargetError
 
 __all__ = ["Compiled", "compile", "cross_compile"]

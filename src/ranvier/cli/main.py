@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(words: list[str], start_s: float) -> int:
-    from ranvier.cli.flags import Parser
-    from ranvier.cli.settings import nearest
+    from ranvier.cli.options.flags import Parser
+    from ranvier.cli.options.settings import nearest
 
     commands = {command.name: command for command in COMMANDS}
     command = commands.get(words[0])

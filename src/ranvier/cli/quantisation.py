@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ranvier.cli.settings import Options, nearest, say
+from ranvier.cli.options.settings import Options, nearest, say
 from ranvier.core.errors import ConfigError
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.quantise.loading import QuantisingCheckpoint

@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from ranvier.cli.front import FrontOptions, bind_socket, check_front
+from ranvier.cli.options.front import FrontOptions, bind_socket, check_front
+from ranvier.cli.options.settings import Options
 from ranvier.cli.serving.host import EngineHost
 from ranvier.cli.serving.log import configure_logging
 from ranvier.cli.serving.shutdown import Shutdown
-from ranvier.cli.settings import Options
-from ranvier.engine.message import Located, Phase, Ready
+from ranvier.link.message import Located, Phase, Ready
 
 __all__ = ["serve"]
 

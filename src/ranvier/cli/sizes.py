@@ -11,8 +11,7 @@ from ranvier.build.buckets import resolve_ragged, resolve_unragged
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.cli.neuron import bucket_request
-from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
-from ranvier.cli.settings import (
+from ranvier.cli.options.settings import (
     DTYPES,
     KV_CACHE_DTYPES,
     Options,
@@ -21,6 +20,7 @@ from ranvier.cli.settings import (
     logical_nc_config,
     say,
 )
+from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
 from ranvier.core.limits import LIMITS

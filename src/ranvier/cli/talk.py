@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ranvier.cli.flags import add_option_arguments, given_for
-from ranvier.cli.settings import client_key
+from ranvier.cli.options.flags import add_option_arguments, given_for
+from ranvier.cli.options.settings import client_key
 from ranvier.client.http import parse_url
 from ranvier.client.openai import Server
 from ranvier.client.options import ClientOptions, SamplingOptions

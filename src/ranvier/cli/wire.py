@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ranvier.cli.neuron import explain_nxdi_root, refuse_nxdi_model
-from ranvier.cli.quantisation import with_scheme
-from ranvier.cli.settings import (
+from ranvier.cli.options.settings import (
     Options,
     artifact_roots,
     binary_homes,
@@ -26,6 +25,7 @@ from ranvier.cli.settings import (
     parse_options,
     say,
 )
+from ranvier.cli.quantisation import with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
 from ranvier.engine.llm import Offline

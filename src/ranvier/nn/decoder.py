@@ -179,8 +179,8 @@ class Decoder:
             out_dtype=self.dtype,
         )  # fmt: skip
         with jax.named_scope("attention"):
-            qkv_TO = self.kernels.linear(
-                x_TD, weight_of(weights, "qkv"), at.layer, at.count,
+            qkv_TO = self._linear(
+                at, "qkv", x_TD,
                 outputs=spec.qkv_size,
                 norm=(weights["attn_norm"], spec.norm_eps),
                 bias=weights["qkv_bias"] if spec.has_qkv_bias else None,
@@ -196,18 +196,23 @@ class Decoder:
     def _gate(self, at: _At, x_TD: Array, dtype: Any) -> Array:
         with jax.named_scope("mlp"):
             norm = (at.weights["mlp_norm"], self.spec.norm_eps)
-            return self.kernels.linear(
-                x_TD, weight_of(at.weights, "gate_up"), at.layer, at.count,
+            return self._linear(
+                at, "gate_up", x_TD,
                 outputs=2 * self.spec.intermediate, norm=norm,
                 gated=self.spec.activation, out_dtype=dtype,
             )  # fmt: skip
+
+    def _linear(self, at: _At, name: str, x: Array, **options: Any) -> Array:
+        """One linear of the layer: where everything that changes all of them belongs."""
+        weight = weight_of(at.weights, name)
+        return self.kernels.linear(x, weight, at.layer, at.count, **options)
 
     def _add(self, at: _At, name: str, x_TD: Array, inner: Array) -> Array:
         """Project back into the residual stream, through a norm where the family has one."""
         spec, post, shards = self.spec, self.spec.has_post_norms, self.shards
         is_whole = shards is None and not post
-        y_TD = self.kernels.linear(
-            inner, weight_of(at.weights, name), at.layer, at.count,
+        y_TD = self._linear(
+            at, name, inner,
             outputs=spec.hidden, residual=x_TD if is_whole else None, out_dtype=jnp.float32,
         )  # fmt: skip
         if is_whole:

@@ -185,10 +185,5 @@ def _array(path: Path, entry: ArrayEntry) -> jax.Array:
 
 
 def _state(manifest: Manifest) -> dict[str, jax.Array]:
-    model = manifest.model
-    kind = _dtype(str(model["cache_dtype"]))
-    return {
-        "k": jnp.zeros(model["k_shape"], kind),
-        "v": jnp.zeros(model["v_shape"], kind),
-        "sampled": jnp.zeros((manifest.key.max_num_seqs,), jnp.int32),
-    }
+    state: dict[str, tuple[list[int], str]] = manifest.model["state"]
+    return {name: jnp.zeros(shape, _dtype(kind)) for name, (shape, kind) in state.items()}

@@ -51,7 +51,7 @@ class DeviceRunner:
         self._buffers = {shape: _Buffers(shape, info) for shape in programs}
         self._weights = weights
         self._release = release
-        self._state = [state["k"], state["sampled"], state["v"]]
+        self._state = [state[name] for name in sorted(state)]
 
     @property
     def info(self) -> RunnerInfo:

@@ -13,10 +13,10 @@ from msgspec import UNSET
 from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.choice import Choice, best_choices
-from ranvier.engine.client import EngineClient
+from ranvier.link.client import EngineClient
 from ranvier.server.gate import Entry
 from ranvier.server.metrics import Metrics, SequenceTimes
-from ranvier.server.wire import (
+from ranvier.server.wire.answers import (
     Chat,
     ChatChoice,
     Chunk,

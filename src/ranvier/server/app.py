@@ -20,20 +20,20 @@ from starlette.routing import Route
 
 from ranvier.core.errors import RequestError
 from ranvier.core.step import RunnerInfo
-from ranvier.engine.client import EngineClient
-from ranvier.server.errors import HANDLERS, error_response, json_response
-from ranvier.server.front import OPEN_PATHS, Front
+from ranvier.link.client import EngineClient
 from ranvier.server.generate import Generation
+from ranvier.server.http.errors import HANDLERS, error_response, json_response
+from ranvier.server.http.front import OPEN_PATHS, Front
 from ranvier.server.metrics import Metrics
-from ranvier.server.openapi import RouteRow, openapi
 from ranvier.server.options import ServerOptions
-from ranvier.server.protocol import (
+from ranvier.server.wire.answers import Chat, Completion, ModelCard, ModelList
+from ranvier.server.wire.openapi import RouteRow, openapi
+from ranvier.server.wire.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from ranvier.server.wire import Chat, Completion, ModelCard, ModelList
 from ranvier.text.codec import TextCodec
 from ranvier.version import __version__
 

@@ -18,16 +18,16 @@ from ranvier.core.limits import LIMITS
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
-from ranvier.engine.client import EngineClient
+from ranvier.link.client import EngineClient
 from ranvier.server.answer import Answer, Job
-from ranvier.server.body import decode_body, read_body
-from ranvier.server.errors import ClientGone, json_response
 from ranvier.server.gate import Gate
-from ranvier.server.log import RequestLog
+from ranvier.server.http.body import decode_body, read_body
+from ranvier.server.http.errors import ClientGone, json_response
+from ranvier.server.http.log import RequestLog
+from ranvier.server.http.stream import EventStream, until_gone
 from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
-from ranvier.server.protocol import ChatRequest, CompletionRequest, GenerateRequest
-from ranvier.server.stream import EventStream, until_gone
+from ranvier.server.wire.requests import ChatRequest, CompletionRequest, GenerateRequest
 from ranvier.text.codec import TextCodec
 
 __all__ = ["Generation"]

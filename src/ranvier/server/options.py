@@ -12,7 +12,7 @@ __all__ = ["ServerOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """Options of one server; cli/front.py documents those that are flags."""
+    """Options of one server; cli/options/front.py documents those that are flags."""
 
     model_names: tuple[str, ...]
     """Names that requests may use; the first is reported."""

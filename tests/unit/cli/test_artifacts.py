@@ -12,7 +12,7 @@ import pytest
 from ranvier.artifact.lock import hold
 from ranvier.artifact.read import read_manifest
 from ranvier.cli.main import main
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact
 
 

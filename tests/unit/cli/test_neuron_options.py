@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from ranvier.cli.flags import Parser, add_engine_arguments, engine_options
 from ranvier.cli.neuron import (
     apply_neuron,
     bucket_request,
     equivalent_command,
     explain_nxdi_root,
 )
-from ranvier.cli.settings import bucket_lists, environment, parse_options
+from ranvier.cli.options.flags import Parser, add_engine_arguments, engine_options
+from ranvier.cli.options.settings import bucket_lists, environment, parse_options
 from ranvier.cli.wire import locate
 from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.targets.neuron.config.nxdi import read_nxdi

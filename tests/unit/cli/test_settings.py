@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranvier.cli import settings
-from ranvier.cli.dotted import gather_dotted
-from ranvier.cli.flags import (
+from ranvier.cli.options import settings
+from ranvier.cli.options.dotted import gather_dotted
+from ranvier.cli.options.flags import (
     Parser,
     add_engine_arguments,
     add_option_arguments,
     engine_options,
     given_for,
 )
-from ranvier.cli.front import FrontOptions
-from ranvier.cli.known import ENVIRONMENT, KNOWN
-from ranvier.cli.settings import Options, environment, option_names, parse_options
-from ranvier.cli.values import parse_size
+from ranvier.cli.options.front import FrontOptions
+from ranvier.cli.options.known import ENVIRONMENT, KNOWN
+from ranvier.cli.options.settings import Options, environment, option_names, parse_options
+from ranvier.cli.options.values import parse_size
 from ranvier.core.errors import ConfigError
 
 
@@ -221,7 +221,7 @@ def test_two_models_are_an_error():
 
 
 def test_every_option_is_explained():
-    from ranvier.cli.flags import field_docs
+    from ranvier.cli.options.flags import field_docs
 
     for kind in (Options, FrontOptions):
         assert set(field_docs(kind)) == {field.name for field in dataclasses.fields(kind)}

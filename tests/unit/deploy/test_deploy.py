@@ -10,7 +10,7 @@ import yaml
 from tests.unit.deploy.dockerfile import ROOT, environment, instructions, runs
 
 from ranvier.cli.commands import serve
-from ranvier.cli.flags import Parser
+from ranvier.cli.options.flags import Parser
 
 DOCKERFILES = ("Dockerfile", "Dockerfile.neuron")
 KUBERNETES = ("cpu.yaml", "neuron.yaml")

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from ranvier.cli.settings import Options
+from ranvier.cli.options.settings import Options
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.config.table import CHILDREN, SECTIONS
 from ranvier.targets.neuron.config.translate import translate

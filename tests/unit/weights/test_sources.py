@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ranvier.cli.settings import parse_options
+from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact, locate, open_codec, open_model
 from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.weights.checkpoint import open_checkpoint

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ranvier.cli.flags import add_engine_arguments, engine_options
+from ranvier.cli.options.flags import add_engine_arguments, engine_options
 from ranvier.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ranvier.cli.options.settings import Options
     from ranvier.cli.reports.accuracy import PromptResult
-    from ranvier.cli.settings import Options
     from ranvier.targets.reference_file import Reference
 
 __all__ = ["add_arguments", "run"]
@@ -64,7 +64,7 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
 
 
 def _make(given: argparse.Namespace, options: Options, path: Path) -> None:
-    from ranvier.cli.settings import say
+    from ranvier.cli.options.settings import say
     from ranvier.cli.wire import open_model, set_flags
     from ranvier.models.table import resolve
     from ranvier.targets.reference_file import Reference, ReferencePrompt, save_reference

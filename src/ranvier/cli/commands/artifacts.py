@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ranvier.cli.flags import add_engine_arguments, engine_options
-from ranvier.cli.settings import artifacts_default
+from ranvier.cli.options.flags import add_engine_arguments, engine_options
+from ranvier.cli.options.settings import artifacts_default
 from ranvier.core.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

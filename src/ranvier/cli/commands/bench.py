@@ -25,14 +25,14 @@ from ranvier.bench.options import (
     ThroughputOptions,
     TrafficOptions,
 )
-from ranvier.cli.flags import (
+from ranvier.cli.options.flags import (
     Parser,
     add_engine_arguments,
     add_option_arguments,
     engine_options,
     given_for,
 )
-from ranvier.cli.settings import client_key
+from ranvier.cli.options.settings import client_key
 from ranvier.client.options import SamplingOptions
 from ranvier.core.errors import ConfigError
 

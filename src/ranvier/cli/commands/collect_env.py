@@ -6,8 +6,8 @@ import argparse
 import json
 
 from ranvier.cli.commands.doctor import kernels
+from ranvier.cli.options.settings import cache_folder, machine_variables
 from ranvier.cli.reports.machine import environment_document, examine
-from ranvier.cli.settings import cache_folder, machine_variables
 from ranvier.targets.system import RealSystem
 
 __all__ = ["add_arguments", "run"]

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ranvier.cli.flags import add_engine_arguments, engine_options
-from ranvier.cli.settings import Options, say
+from ranvier.cli.options.flags import add_engine_arguments, engine_options
+from ranvier.cli.options.settings import Options, say
 from ranvier.core.errors import TargetError
 
 __all__ = ["add_arguments", "run"]
@@ -58,7 +58,7 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
 
 def _finish(folder: Path) -> None:
     from ranvier.build.neuron.cross import finish_artifact
-    from ranvier.cli.settings import binary_homes
+    from ranvier.cli.options.settings import binary_homes
     from ranvier.cli.wire import binary_flags, set_flags
 
     set_flags()
@@ -95,7 +95,7 @@ def _plan(options: Options) -> dict[str, Any]:
     from ranvier.build.estimate import build_seconds
     from ranvier.build.pack import check_tensors
     from ranvier.build.programs import programs
-    from ranvier.cli.settings import artifact_roots
+    from ranvier.cli.options.settings import artifact_roots
     from ranvier.cli.wire import key_of, open_model, plan
 
     checkpoint = open_model(options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from ranvier.cli.options.settings import cache_folder, machine_variables
 from ranvier.cli.reports.machine import environment_document, examine, has_failed, lines
-from ranvier.cli.settings import cache_folder, machine_variables
 from ranvier.targets.checks import Kernels
 from ranvier.targets.system import RealSystem
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ranvier.cli.values import parse_size
+from ranvier.cli.options.values import parse_size
 from ranvier.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _text(name: str) -> str:
 
 def _this_machine(wish: Wish) -> Plan:
     from ranvier.build.plan import plan_machine
-    from ranvier.cli.settings import machine_variables
+    from ranvier.cli.options.settings import machine_variables
     from ranvier.targets.cpu import machine
     from ranvier.targets.host_memory import host_memory
     from ranvier.targets.speed import measure_speed

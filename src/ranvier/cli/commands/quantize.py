@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, start_s: float) -> int | None:
     """Quantise, write, measure, and print the report."""
-    from ranvier.cli.settings import say
+    from ranvier.cli.options.settings import say
     from ranvier.cli.wire import locate
     from ranvier.core.errors import ConfigError
     from ranvier.models.table import resolve

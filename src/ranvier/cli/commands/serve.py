@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ranvier.cli.flags import add_engine_arguments, add_option_arguments, engine_options, given_for
-from ranvier.cli.front import FrontOptions
+from ranvier.cli.options.flags import (
+    add_engine_arguments,
+    add_option_arguments,
+    engine_options,
+    given_for,
+)
+from ranvier.cli.options.front import FrontOptions
 
 __all__ = ["add_arguments", "run"]
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranvier.cli.flags import Parser, add_engine_arguments, engine_options
-from ranvier.cli.settings import Options, say
+from ranvier.cli.options.flags import Parser, add_engine_arguments, engine_options
+from ranvier.cli.options.settings import Options, say
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import RanvierError
 from ranvier.core.program import ProgramShape

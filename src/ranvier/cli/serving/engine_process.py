@@ -16,12 +16,12 @@ import socket
 import sys
 import time
 
+from ranvier.cli.options.settings import Options
 from ranvier.cli.serving.log import configure_logging
-from ranvier.cli.settings import Options
 from ranvier.core.errors import InternalError, RanvierError
 from ranvier.engine.loop import Engine
-from ranvier.engine.message import Failure, Located, Phase, Ready
-from ranvier.engine.service import EngineLink, EngineService
+from ranvier.link.message import Failure, Located, Phase, Ready
+from ranvier.link.service import EngineLink, EngineService
 
 __all__ = ["main"]
 

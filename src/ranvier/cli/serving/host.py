@@ -16,10 +16,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from ranvier.cli.settings import Options
+from ranvier.cli.options.settings import Options
 from ranvier.core.errors import InternalError, RanvierError
-from ranvier.engine.client import SocketClient
-from ranvier.engine.message import Located, Phase, Ready
+from ranvier.link.client import SocketClient
+from ranvier.link.message import Located, Phase, Ready
 
 __all__ = ["EngineHost"]
 

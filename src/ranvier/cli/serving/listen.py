@@ -12,15 +12,15 @@ from pathlib import Path
 import uvicorn
 
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.front import FrontOptions, server_options
+from ranvier.cli.options.front import FrontOptions, server_options
+from ranvier.cli.options.settings import Options, say
 from ranvier.cli.serving.host import EngineHost
 from ranvier.cli.serving.http import BoundedProtocol
 from ranvier.cli.serving.shutdown import Shutdown
-from ranvier.cli.settings import Options, say
 from ranvier.cli.wire import open_codec
-from ranvier.engine.message import Ready
+from ranvier.link.message import Ready
 from ranvier.server.app import make_app
-from ranvier.server.log import StatsLine
+from ranvier.server.http.log import StatsLine
 
 __all__ = ["Listener"]
 

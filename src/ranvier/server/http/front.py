@@ -15,8 +15,8 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ranvier.server.errors import error_response
-from ranvier.server.log import log_access
+from ranvier.server.http.errors import error_response
+from ranvier.server.http.log import log_access
 from ranvier.server.metrics import HttpMetrics
 from ranvier.server.options import ServerOptions
 

@@ -17,7 +17,7 @@ import msgspec
 from ranvier.core.errors import CapacityError, InternalError, RanvierError, RequestError
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
-from ranvier.engine.message import (
+from ranvier.link.message import (
     HEAD_BYTES,
     Admit,
     Cancel,

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from ranvier.core.errors import RequestError
 from ranvier.core.limits import LIMITS
-from ranvier.server.protocol import UNSUPPORTED
+from ranvier.server.wire.requests import UNSUPPORTED
 
 __all__ = ["decode_body", "read_body"]
 

@@ -15,9 +15,9 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ranvier.cli.dotted import gather_dotted
-from ranvier.cli.known import KNOWN
-from ranvier.cli.settings import (
+from ranvier.cli.options.dotted import gather_dotted
+from ranvier.cli.options.known import KNOWN
+from ranvier.cli.options.settings import (
     Options,
     environment,
     nearest,
@@ -26,7 +26,7 @@ from ranvier.cli.settings import (
     read_config,
     settle,
 )
-from ranvier.cli.values import is_kind, read_value
+from ranvier.cli.options.values import is_kind, read_value
 from ranvier.core.errors import ConfigError
 
 __all__ = [

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ranvier.server.errors import ErrorBody
+from ranvier.server.http.errors import ErrorBody
 from ranvier.version import __version__
 
 __all__ = ["RouteRow", "openapi"]

@@ -14,7 +14,7 @@ from ranvier.core.errors import CapacityError, CheckpointError, ModelNotFound, R
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
-from ranvier.engine.message import (
+from ranvier.link.message import (
     HEAD,
     Admit,
     Cancel,
@@ -28,7 +28,7 @@ from ranvier.engine.message import (
     frame,
     frame_size,
 )
-from ranvier.engine.service import EngineLink, EngineService
+from ranvier.link.service import EngineLink, EngineService
 
 
 class Front:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ranvier.cli.known import ENVIRONMENT, KNOWN
-from ranvier.cli.values import read_value
+from ranvier.cli.options.known import ENVIRONMENT, KNOWN
+from ranvier.cli.options.values import read_value
 from ranvier.core.errors import ConfigError
 
 __all__ = [
@@ -207,7 +207,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def environment(names: Iterable[str], variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Options set by RANVIER_X, else by a documented VLLM_X, as text. Raises ConfigError."""
-    from ranvier.cli.front import FrontOptions
+    from ranvier.cli.options.front import FrontOptions
 
     known = [*option_names(Options, FrontOptions), *OWN_VARIABLES]
     own = {k[8:].lower(): v for k, v in variables.items() if k.startswith("RANVIER_")}

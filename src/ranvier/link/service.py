@@ -19,7 +19,7 @@ import msgspec
 from ranvier.core.errors import InternalError, RanvierError
 from ranvier.core.request import Event
 from ranvier.engine.loop import Engine
-from ranvier.engine.message import (
+from ranvier.link.message import (
     HEAD_BYTES,
     Admit,
     Cancel,

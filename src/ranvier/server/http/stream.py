@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ranvier.core.errors import RanvierError
 from ranvier.core.limits import LIMITS
-from ranvier.server.errors import envelope
+from ranvier.server.http.errors import envelope
 
 __all__ = ["EventStream", "until_gone"]
 

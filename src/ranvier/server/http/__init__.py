@@ -1,0 +1,1 @@
+"""HTTP itself: bodies, identity, errors, logs, event streams."""

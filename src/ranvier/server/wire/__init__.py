@@ -1,0 +1,1 @@
+"""What crosses the wire: requests, answers and their schema."""
