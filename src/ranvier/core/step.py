@@ -7,17 +7,19 @@ owns it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.core.buckets import BucketSet
+from ranvier.core.media import ImageItem, VisionInfo
 from ranvier.core.program import KvLayout, ProgramShape, program_shapes
 
 __all__ = [
     "Chunk",
+    "ChunkMedia",
     "Int32Array",
     "LogitEdits",
     "Runner",
@@ -44,6 +46,25 @@ class Chunk:
     token_ids: list[int]
     block_ids: list[int]
     from_previous: int = -1
+    media: ChunkMedia | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkMedia:
+    """What a chunk of a vision model takes of pictures; lists have an entry a token, or none.
+
+    `feature_rows`: the feature that stands for the token, -1: its embedding. `rope`: (frame, row,
+    column) for VisionInfo.has_rope_axes; empty: the token's position on each axis. `sees_to`:
+    the last position that the token attends to, for VisionInfo.is_whole; empty: its own.
+    VisionInfo.is_cross: `cross_blocks` are the blocks of the sequence's tiles in order, and
+    `cross_spans` the (first, behind the last) of them that the token attends to, (0, 0) for none.
+    """
+
+    feature_rows: list[int] = field(default_factory=list)
+    rope: list[tuple[int, int, int]] = field(default_factory=list)
+    sees_to: list[int] = field(default_factory=list)
+    cross_blocks: list[int] = field(default_factory=list)
+    cross_spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +150,8 @@ class RunnerInfo:
     logprobs_max: int
     edits_max: int
     kv_layout: KvLayout = "block"
+    vision: VisionInfo | None = None
+    """Of a model that sees pictures."""
 
     @property
     def is_ragged(self) -> bool:
@@ -176,6 +199,13 @@ class Runner(Protocol):
 
     def collect(self, handle: object) -> StepResult:
         """Wait for a step and copy its result to the host. Raises DeviceError."""
+        ...
+
+    def encode(self, image: ImageItem, rows: list[int]) -> None:
+        """Put a picture's features into `rows`, in order; with info.vision.is_cross: its tiles.
+
+        Steps dispatched later see them. Raises DeviceError.
+        """
         ...
 
     def close(self) -> None: ...

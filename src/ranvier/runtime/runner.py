@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ranvier.core.errors import DeviceError
 from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
+from ranvier.core.media import ImageItem
 from ranvier.core.program import ProgramShape
 from ranvier.core.step import LogitEdits, RunnerInfo, Sample, StepPlan, StepResult
 from ranvier.runtime.compat import LoadedProgram
@@ -87,6 +88,10 @@ class DeviceRunner:
             top_ids=table[:, OUTPUT_HEAD : OUTPUT_HEAD + top],
             top_logprobs=floats[:, OUTPUT_HEAD + top :],
         )
+
+    def encode(self, image: ImageItem, rows: list[int]) -> None:
+        """Put a picture's features into rows. Raises DeviceError."""
+        raise DeviceError(f"This model takes no pictures; one of shape {image.shape} came.")
 
     def warm(self) -> None:
         """Run every program once on nothing."""

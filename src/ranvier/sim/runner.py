@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ranvier.core.errors import DeviceError
+from ranvier.core.media import ImageItem
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
 
 __all__ = ["SimulatedRunner", "next_token"]
@@ -46,6 +47,8 @@ class SimulatedRunner:
         self._fault_rate = fault_rate
         self._late_fault_rate = late_fault_rate
         self.steps = 0
+        self.encodings = 0
+        self.features: dict[int, tuple[bytes, int]] = {}
         self.on_step: Callable[[StepPlan], None] | None = None
 
     @property
@@ -71,6 +74,15 @@ class SimulatedRunner:
             raise DeviceError("The simulated device failed after its launch.")
         assert isinstance(handle, StepResult)
         return handle
+
+    def encode(self, image: ImageItem, rows: list[int]) -> None:
+        """Remember which picture's features lie in which rows."""
+        vision = self._info.vision
+        assert vision is not None
+        assert len(rows) == (image.shape[0] if vision.is_cross else image.token_count)
+        assert all(vision.is_cross <= row < vision.rows for row in rows)
+        self.features.update({row: (image.digest, i) for i, row in enumerate(rows)})
+        self.encodings += 1
 
     def close(self) -> None: ...
 
