@@ -103,6 +103,7 @@ def test_the_start_tells_its_phases_and_the_engine_s_trouble_is_told_at_once(sta
     assert "stuck" in server.get("/health").json()["error"]["message"]
     os.kill(server.engine, signal.SIGCONT)
     eventually(lambda: server.get("/health").status_code == 200, 1)
+    _stalls_in_the_middle_of_a_stream(server)
     _dies_in_the_middle_of_a_stream(server)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(5) == 0
@@ -115,6 +116,22 @@ def _phases_sum_to_the_total(lines):
     assert rows[-1][1] == "total"
     assert abs(sum(values[:-1]) - values[-1]) < 0.01 * len(values)
     assert [row[1] for row in rows[:2]] == ["imports", "start"]
+
+
+def _stalls_in_the_middle_of_a_stream(server):
+    body = {"prompt": ["Hi"] * 200, "max_tokens": 100, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=30) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        os.kill(server.engine, signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        rest = [line for line in lines if line]
+    assert time.monotonic() - stopped_s < 3
+    assert "engine has been stuck" in rest[-2] and rest[-1] == "data: [DONE]"
+    os.kill(server.engine, signal.SIGCONT)
+    eventually(lambda: server.get("/health").status_code == 200, 3)
+    again = httpx.post(server.url + "/v1/completions", json={"prompt": "Hi", "max_tokens": 3})
+    assert again.status_code == 200
 
 
 def _dies_in_the_middle_of_a_stream(server):

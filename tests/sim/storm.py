@@ -40,6 +40,7 @@ class Scenario:
     caching: bool = True
     fault_rate: float = 0.0
     late_fault_rate: float = 0.0
+    loss_rate: float = 0.0
     cancel_rate: float = 0.0
     is_ragged: bool = True
 
@@ -68,6 +69,7 @@ def scenarios(seed: int) -> list[Scenario]:
         {"cancel_rate": 0.4},
         {"fault_rate": 0.05},
         {"late_fault_rate": 0.05},
+        {"loss_rate": 0.03, "cancel_rate": 0.1},
         {"fault_rate": 0.03, "late_fault_rate": 0.03, "cancel_rate": 0.2},
     )
     return [
@@ -152,6 +154,7 @@ def _engine(scenario: Scenario) -> Engine:
         info,
         fault_rate=scenario.fault_rate,
         late_fault_rate=scenario.late_fault_rate,
+        loss_rate=scenario.loss_rate,
         seed=scenario.seed,
     )
     config = EngineConfig(
@@ -180,7 +183,9 @@ def _check(scenario: Scenario, engine: Engine, requests: list[Request], outcome:
     assert stats.blocks_free == stats.blocks_total
     allowed = {"length"}
     allowed |= {"abort"} if scenario.cancel_rate else set()
-    allowed |= {"error"} if scenario.fault_rate + scenario.late_fault_rate else set()
+    allowed |= (
+        {"error"} if scenario.fault_rate + scenario.late_fault_rate + scenario.loss_rate else set()
+    )
     assert set(outcome.reasons.values()) <= allowed
     for request in requests:
         for index in range(request.params.n):

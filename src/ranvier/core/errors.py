@@ -18,6 +18,7 @@ __all__ = [
     "RanvierError",
     "RequestError",
     "ServerError",
+    "StateLost",
     "TargetError",
 ]
 
@@ -104,6 +105,10 @@ class CapacityError(RanvierError):
 
 class DeviceError(RanvierError):
     """A step failed on the device; the sequences in it fail, the others go on."""
+
+
+class StateLost(DeviceError):
+    """A failed step took the device's state with it: no sequence has a cache any more."""
 
 
 class InternalError(RanvierError):

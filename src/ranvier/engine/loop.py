@@ -13,7 +13,7 @@ import msgspec
 
 from ranvier.core.clock import Clock, MonotonicClock
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CapacityError, DeviceError, RequestError
+from ranvier.core.errors import CapacityError, DeviceError, RequestError, StateLost
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.core.step import Runner
 from ranvier.schedule.draft import Launch
@@ -125,7 +125,7 @@ class Engine:
         try:
             handle = self.runner.dispatch(launch.plan)
         except DeviceError as error:
-            self._emit(self.scheduler.fail(launch, error.message))
+            self._fail(launch, error)
             return False
         self._flying.append((launch, handle))
         self._counts.steps += 1
@@ -138,13 +138,19 @@ class Engine:
         try:
             result = self.runner.collect(handle)
         except DeviceError as error:
-            self._emit(self.scheduler.fail(launch, error.message))
+            self._fail(launch, error)
             return
         start_s = self._clock.now_s()
         self._emit(self.scheduler.commit(launch, result))
         self._release_siblings(launch)
         if self._host_ms:
             self._host_ms[-1] += (self._clock.now_s() - start_s) * 1e3
+
+    def _fail(self, launch: Launch, error: DeviceError) -> None:
+        """End the sequences of a step, and all that lost their cache with it."""
+        self._emit(self.scheduler.fail(launch, error.message))
+        if isinstance(error, StateLost):
+            self._emit(self.scheduler.lose_cache(error.message))
 
     def _release_siblings(self, launch: Launch) -> None:
         for sequence, _, _ in launch.parts if self._siblings else ():

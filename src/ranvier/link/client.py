@@ -39,6 +39,8 @@ from ranvier.link.message import (
 
 __all__ = ["EngineClient", "SocketClient", "Stream"]
 
+WATCH_S = 0.05
+"""At least this long between two looks: what has arrived meanwhile is heard first."""
 Receive = Callable[[Located | Phase], None]
 
 
@@ -113,7 +115,10 @@ class Stream:
 
 
 class SocketClient:
-    """The engine at the other end of a socket. `stall_s` without a word from it is trouble."""
+    """The engine at the other end of a socket.
+
+    `stall_s` without a word from it is trouble, and ends what is open with an error.
+    """
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stall_s: float
@@ -126,7 +131,7 @@ class SocketClient:
         self._error: RanvierError | None = None
         self._heard_s = time.monotonic()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.on_stats: Callable[[EngineStats], None] | None = None
 
     async def start(self, receive: Receive) -> Ready:
@@ -140,7 +145,7 @@ class SocketClient:
         except (EOFError, ProtocolFault, OSError) as error:
             raise InternalError("The engine process ended while it started.") from error
         self._heard_s = time.monotonic()
-        self._task = asyncio.create_task(self._listen())
+        self._tasks = [asyncio.create_task(work()) for work in (self._listen, self._watch)]
         return message
 
     def submit(self, requests: Sequence[Request]) -> Stream:
@@ -194,9 +199,9 @@ class SocketClient:
         """Tell the engine to end; open streams end with an error."""
         self._send(Stop())
         self._end(InternalError("The server is shutting down."))
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._writer.close()
 
     def _send(self, message: ToEngine) -> None:
@@ -228,6 +233,18 @@ class SocketClient:
         except ProtocolFault as fault:
             self._end(InternalError(f"The engine process sent {fault}."))
             self._writer.close()
+
+    async def _watch(self) -> None:
+        """End what is open once the engine has been silent for too long."""
+        while True:
+            left_s = self._heard_s + self._stall_s - time.monotonic()
+            await asyncio.sleep(max(left_s, WATCH_S))
+            trouble = self.trouble()
+            if trouble is None or self._error is not None:
+                continue
+            for name in list(self._streams):
+                self.cancel(name)
+                self._fail(name, InternalError(trouble, hint="The request may be sent again."))
 
     def _take(self, news: News) -> None:
         streams = self._streams

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ranvier.core.errors import DeviceError
+from ranvier.core.errors import DeviceError, StateLost
 from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
 from ranvier.core.media import ImageItem
 from ranvier.core.program import ProgramShape
@@ -53,13 +54,15 @@ class DeviceRunner:
         self._weights = weights
         self._release = release
         self._state = [state[name] for name in sorted(state)]
+        self._forms = [(array.shape, array.dtype, array.sharding) for array in self._state]
+        self._epoch = 0
 
     @property
     def info(self) -> RunnerInfo:
         return self._info
 
     def dispatch(self, plan: StepPlan) -> object:
-        """Launch one step. Raises DeviceError."""
+        """Launch one step. Raises DeviceError; StateLost when the state went with it."""
         buffers = self._buffers[plan.program]
         meta = jax.device_put(_pack(plan, buffers.layout))
         edits, allowed = self._edits(plan, buffers)
@@ -68,17 +71,25 @@ class DeviceRunner:
         try:
             *self._state, out = self._programs[plan.program](arguments)
         except RuntimeError as error:
-            raise DeviceError(f"Program {plan.program.name} failed: {error}") from error
-        return out, len(plan.samples)
+            text = f"Program {plan.program.name} failed: {error}"
+            if any(array.is_deleted() for array in self._state):
+                self._renew()
+                raise StateLost(text) from error
+            raise DeviceError(text) from error
+        return out, len(plan.samples), self._epoch
 
     def collect(self, handle: object) -> StepResult:
-        """Wait for a step and read its output. Raises DeviceError."""
+        """Wait for a step and read its output. Raises DeviceError; StateLost as dispatch does."""
         assert isinstance(handle, tuple)
-        out, count = handle
+        out, count, epoch = handle
         try:
             table: NDArray[np.int32] = np.asarray(out)[:count]
         except RuntimeError as error:
-            raise DeviceError(f"A step failed: {error}") from error
+            text = f"A step failed: {error}"
+            if epoch != self._epoch:  # it was launched on a state that is known to be lost
+                raise DeviceError(text) from error
+            self._renew()
+            raise StateLost(text) from error
         top = self._info.logprobs_max
         floats = table.view(np.float32)
         return StepResult(
@@ -102,6 +113,11 @@ class DeviceRunner:
         """Drop the device's memory and let go of the artifact."""
         self._release()
         self._weights, self._state, self._programs = [], [], {}
+
+    def _renew(self) -> None:
+        """Zeros instead of a state that a failed step has consumed or left unreadable."""
+        self._epoch += 1
+        self._state = [jnp.zeros(shape, kind, device=at) for shape, kind, at in self._forms]
 
     def _edits(self, plan: StepPlan, buffers: _Buffers) -> tuple[Any, Any]:
         if not any(sample.edits for sample in plan.samples):

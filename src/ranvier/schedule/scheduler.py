@@ -110,6 +110,11 @@ class Scheduler:
         hit = {id(s): s for s, _, _ in launch.parts if not s.is_done}
         return [self.drop(sequence, "error", error) for sequence in hit.values()]
 
+    def lose_cache(self, error: str) -> list[Event]:
+        """End what runs and forget every prefix; what waits has nothing on the device."""
+        self.pool.forget_all()
+        return [self.drop(sequence, "error", error) for sequence in list(self.running)]
+
     def _start(self, draft: Draft, sequence: Sequence) -> bool:
         if not sequence.is_scoring_prompt:
             known, salt = sequence.tokens, sequence.request.cache_salt

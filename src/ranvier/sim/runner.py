@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ranvier.core.errors import DeviceError
+from ranvier.core.errors import DeviceError, StateLost
 from ranvier.core.media import ImageItem
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
 
@@ -29,7 +29,8 @@ class SimulatedRunner:
     """A Runner without a device.
 
     `fault_rate` is the share of steps that raise DeviceError at dispatch, `late_fault_rate` of
-    those that ran and raise it when they are collected.
+    those that ran and raise it when they are collected. `loss_rate` is the share of steps, at
+    dispatch or when collected, that take the state with them.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SimulatedRunner:
         *,
         fault_rate: float = 0.0,
         late_fault_rate: float = 0.0,
+        loss_rate: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._info = info
@@ -46,6 +48,8 @@ class SimulatedRunner:
         self._random = random.Random(seed)
         self._fault_rate = fault_rate
         self._late_fault_rate = late_fault_rate
+        self._loss_rate = loss_rate
+        self._epoch = 0
         self.steps = 0
         self.encodings = 0
         self.features: dict[int, tuple[bytes, int]] = {}
@@ -63,17 +67,28 @@ class SimulatedRunner:
             self.on_step(plan)
         if self._random.random() < self._fault_rate:
             raise DeviceError("The simulated device failed.")
+        if self._random.random() < self._loss_rate:
+            self._cache, self._sampled, self.features = {}, [], {}
+            raise StateLost("The simulated device failed and lost its state.")
         for chunk in plan.chunks:
             self._write(chunk)
         tokens = [self._answer(plan, sample) for sample in plan.samples]
         self._sampled = tokens
-        return self._result(tokens)
+        return self._result(tokens), self._epoch
 
     def collect(self, handle: object) -> StepResult:
         if self._random.random() < self._late_fault_rate:
             raise DeviceError("The simulated device failed after its launch.")
-        assert isinstance(handle, StepResult)
-        return handle
+        assert isinstance(handle, tuple)
+        result, epoch = handle
+        if epoch != self._epoch:
+            raise DeviceError("The simulated step was launched on a state that is lost.")
+        if self._random.random() < self._loss_rate:
+            self._epoch += 1  # what was launched since then fails too
+            self._cache, self._sampled, self.features = {}, [], {}
+            raise StateLost("The simulated device lost its state after a launch.")
+        assert isinstance(result, StepResult)
+        return result
 
     def encode(self, image: ImageItem, rows: list[int]) -> None:
         """Remember which picture's features lie in which rows."""
