@@ -56,6 +56,10 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     tensor_parallel: int = 1
     logical_cores: int = 1
     """Neuron: physical cores of a logical one."""
+    adapter_slots: int = 0
+    """LoRA adapters on the device at a time, the largest rank, and the linears they may change."""
+    adapter_rank_max: int = 0
+    adapter_modules: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

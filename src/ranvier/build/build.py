@@ -59,6 +59,9 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         buckets=sizes.buckets,
         tensor_parallel=sizes.tensor_parallel,
         logical_cores=sizes.logical_cores,
+        adapter_slots=sizes.adapter_slots,
+        adapter_rank_max=sizes.adapter_rank_max,
+        adapter_modules=sizes.adapter_modules,
     )
 
 

@@ -45,6 +45,11 @@ class Sizes:
     """How weights are kept: none (dense, in dtype) or the name of their scheme."""
     kv_cache_dtype: str = "auto"
     """Of the cache: auto (that of dtype), fp8 or int8."""
+    adapter_slots: int = 0
+    """LoRA adapters on the device at a time."""
+    adapter_rank_max: int = 0
+    adapter_modules: tuple[str, ...] = ()
+    """Last names of the linears that adapters may change (q_proj, ...); none: all of them."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the hint says what to do.
 from __future__ import annotations
 
 __all__ = [
+    "AdapterError",
     "ArtifactError",
     "CapacityError",
     "CheckpointError",
@@ -53,6 +54,13 @@ class ConfigError(RanvierError):
 class CheckpointError(RanvierError):
     """A model file is missing, malformed or of an unsupported kind; names file and field."""
 
+    exit_code = 3
+
+
+class AdapterError(RanvierError):
+    """An adapter's files are missing or malformed, or don't fit the model or its slots."""
+
+    status = 400
     exit_code = 3
 
 

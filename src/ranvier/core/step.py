@@ -7,12 +7,14 @@ owns it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ranvier.core.adapter import AdapterWeights
 from ranvier.core.buckets import BucketSet
 from ranvier.core.media import ImageItem, VisionInfo
 from ranvier.core.program import KvLayout, ProgramShape, program_shapes
@@ -39,13 +41,15 @@ class Chunk:
 
     `token_ids` are consecutive tokens from position `start`. A decode row whose token is still on
     the device has `from_previous` >= 0: the index of the sample in the previous step's plan; its
-    `token_ids` then holds one placeholder 0. `block_ids` covers positions 0 .. start+len-1.
+    `token_ids` then holds one placeholder 0. `block_ids` covers positions 0 .. start+len-1. `slot`
+    is the place of the sequence's adapter on the device, 1 .. adapter_slots; 0: the base model.
     """
 
     start: int
     token_ids: list[int]
     block_ids: list[int]
     from_previous: int = -1
+    slot: int = 0
     media: ChunkMedia | None = None
 
 
@@ -150,6 +154,8 @@ class RunnerInfo:
     logprobs_max: int
     edits_max: int
     kv_layout: KvLayout = "block"
+    adapter_slots: int = 0
+    adapter_rank_max: int = 0
     vision: VisionInfo | None = None
     """Of a model that sees pictures."""
 
@@ -205,6 +211,15 @@ class Runner(Protocol):
         """Put a picture's features into `rows`, in order; with info.vision.is_cross: its tiles.
 
         Steps dispatched later see them. Raises DeviceError.
+        """
+        ...
+
+    def place_adapter(self, slot: int, adapter: AdapterWeights | None) -> Iterator[None]:
+        """Move an adapter into a slot, or with None empty the slot, one bounded piece a `next`.
+
+        Every step that names the slot must be collected before the first `next`, and until the
+        iterator is exhausted no plan may name it. Other slots are served between the pieces.
+        Raises DeviceError.
         """
         ...
 

@@ -98,6 +98,8 @@ def _info(manifest: Manifest) -> RunnerInfo:
         logprobs_max=int(model["logprobs_max"]),
         edits_max=int(model["edits_max"]),
         kv_layout=key.kv_layout,
+        adapter_slots=key.adapter_slots,
+        adapter_rank_max=key.adapter_rank_max,
     )
 
 

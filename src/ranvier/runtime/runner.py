@@ -5,7 +5,7 @@ Per step: one packed host buffer in, one launch, one copy out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from ranvier.core.adapter import AdapterWeights
 from ranvier.core.errors import DeviceError, StateLost
 from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
 from ranvier.core.media import ImageItem
@@ -103,6 +104,10 @@ class DeviceRunner:
     def encode(self, image: ImageItem, rows: list[int]) -> None:
         """Put a picture's features into rows. Raises DeviceError."""
         raise DeviceError(f"This model takes no pictures; one of shape {image.shape} came.")
+
+    def place_adapter(self, slot: int, adapter: AdapterWeights | None) -> Iterator[None]:
+        """Move an adapter into a slot, a piece a `next`. Raises DeviceError."""
+        raise DeviceError(f"This artifact has no slot {slot} for adapters.")
 
     def warm(self) -> None:
         """Run every program once on nothing."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ranvier.core.adapter import AdapterWeights
 from ranvier.core.errors import DeviceError, StateLost
 from ranvier.core.media import ImageItem
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
@@ -19,9 +20,9 @@ from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
 __all__ = ["SimulatedRunner", "next_token"]
 
 
-def next_token(history: list[int], uniform: float, vocab_size: int) -> int:
-    """What the simulated model says after `history`."""
-    data = repr((history, round(uniform, 6))).encode()
+def next_token(history: list[int], uniform: float, vocab_size: int, digest: str = "") -> int:
+    """What the simulated model says after `history`, with the adapter of that digest."""
+    data = repr((history, round(uniform, 6), *([digest] if digest else []))).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little") % vocab_size
 
 
@@ -43,7 +44,8 @@ class SimulatedRunner:
         seed: int = 0,
     ) -> None:
         self._info = info
-        self._cache: dict[tuple[int, int], tuple[int, int]] = {}
+        self._cache: dict[tuple[int, int], tuple[int, int, str]] = {}
+        self._digests: dict[int, str] = {0: ""}
         self._sampled: list[int] = []
         self._random = random.Random(seed)
         self._fault_rate = fault_rate
@@ -99,6 +101,16 @@ class SimulatedRunner:
         self.features.update({row: (image.digest, i) for i, row in enumerate(rows)})
         self.encodings += 1
 
+    def place_adapter(self, slot: int, adapter: AdapterWeights | None) -> Iterator[None]:
+        """Fill a slot in as many pieces as the adapter has; it can be used after the last."""
+        assert 0 < slot <= self._info.adapter_slots
+        self._digests.pop(slot, None)
+        if adapter is None:
+            return
+        for _ in range(max(map(len, adapter.arrays.values()), default=1)):
+            yield
+        self._digests[slot] = adapter.digest
+
     def close(self) -> None: ...
 
     def _check(self, plan: StepPlan) -> None:
@@ -109,6 +121,7 @@ class SimulatedRunner:
         assert len(plan.samples) <= program.rows
         written: set[tuple[int, int]] = set()
         for chunk in plan.chunks:
+            assert chunk.slot in self._digests, f"slot {chunk.slot} holds no adapter"
             stop = chunk.start + len(chunk.token_ids)
             assert stop <= (program.context or info.model_len_max)
             assert program.family != "decode" or len(chunk.token_ids) == 1
@@ -129,13 +142,15 @@ class SimulatedRunner:
             ids = [self._sampled[chunk.from_previous]]
         for i, token in enumerate(ids):
             position = chunk.start + i
-            self._cache[self._slot(chunk, position)] = (position, token)
+            written = (position, token, self._digests[chunk.slot])
+            self._cache[self._slot(chunk, position)] = written
 
     def _history(self, chunk: Chunk, stop: int) -> list[int]:
         tokens = []
         for position in range(stop):
-            found, token = self._cache[self._slot(chunk, position)]
+            found, token, digest = self._cache[self._slot(chunk, position)]
             assert found == position, f"block holds position {found}, not {position}"
+            assert digest == self._digests[chunk.slot], "a block was written by another adapter"
             tokens.append(token)
         return tokens
 
@@ -144,7 +159,8 @@ class SimulatedRunner:
             return sample.target_id
         chunk = plan.chunks[sample.chunk]
         history = self._history(chunk, chunk.start + sample.offset + 1)
-        return next_token(history, sample.uniform, self._info.vocab_size)
+        digest = self._digests[chunk.slot]
+        return next_token(history, sample.uniform, self._info.vocab_size, digest)
 
     def _result(self, tokens: list[int]) -> StepResult:
         count, top = len(tokens), self._info.logprobs_max
