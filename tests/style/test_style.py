@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "core": set(),
     "schedule": {"core"},
     "text": {"core"},
+    "media": {"core"},
     "engine": {"core", "schedule", "text"},
     "link": {"core", "engine"},
     "server": {"core", "engine", "link", "text"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
 NO_JAX = (
-    "core", "schedule", "engine", "link", "text", "server", "sim", "weights", "artifact",
+    "core", "schedule", "engine", "link", "text", "media", "server", "sim", "weights", "artifact",
     "targets", "client", "bench", "quantize",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}

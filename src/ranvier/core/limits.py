@@ -37,6 +37,18 @@ class Limits:
     """Undelivered events of one streaming client before it is cut off."""
     stream_write_s: float = 30.0
     """Time for a streaming client to take a write before it is cut off."""
+    images_max: int = 64
+    """Pictures of one request, whatever limit_mm_per_prompt says."""
+    image_bytes_max: int = 32 * 2**20
+    """A picture as it is sent: a file, an answer over HTTP, a data: URL decoded."""
+    image_pixels_max: int = 30_000_000
+    """Pixels of a picture, as sent and after resizing."""
+    image_sides: tuple[int, int] = (2, 16384)
+    """Least and greatest width and height of a picture, in pixels."""
+    image_fetch_s: float = 5.0
+    """Time to fetch a picture over HTTP."""
+    image_read_s: float = 5.0
+    """Time to decode a picture and to make an encoder's input of it."""
     json_depth_max: int = 64
     """Nesting of a request's JSON."""
     gguf_strings_max: int = 4_000_000
