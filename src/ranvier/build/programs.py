@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ranvier.build.adapters import adapter_fields
 from ranvier.build.neuron.one_core import one_core
 from ranvier.build.neuron.shard import AXIS, across_cores, core_spec
 from ranvier.build.pack import weight_shapes
@@ -114,6 +115,7 @@ def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "layers": spec.layers,
         "state": state_shapes(own, sizes),
+        "adapters": adapter_fields(spec, sizes),
         "end_token_ids": spec.end_token_ids,
     }
 

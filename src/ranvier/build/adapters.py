@@ -1,0 +1,68 @@
+"""The form of adapters for a build, from the model's arrays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ranvier.core.errors import ConfigError
+from ranvier.models.spec import ArraySpec, DecoderSpec
+from ranvier.weights.lora.form import AdapterForm, AdapterModule
+
+if TYPE_CHECKING:
+    from ranvier.build.programs import Sizes
+
+__all__ = ["adapter_fields", "adapter_form", "linear_modules"]
+
+LINEARS = ("qkv", "o", "gate_up", "down")
+"""The fused linears that adapters may change."""
+
+
+def adapter_form(spec: DecoderSpec, sizes: Sizes) -> AdapterForm | None:
+    """What fits the slots of a build; None: it has none. Raises ConfigError: no such module."""
+    if not sizes.adapter_slots:
+        return None
+    modules, wanted = linear_modules(spec), sizes.adapter_modules
+    names = [module.name.rsplit(".", 1)[-1] for module in modules]
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"lora_target_modules has {unknown[0]!r}: this model has no such linear for adapters.",
+            hint=f"There are: {', '.join(names)}.",
+        )
+    chosen = (m for m, name in zip(modules, names, strict=True) if not wanted or name in wanted)
+    return AdapterForm(
+        kernels=sizes.kernels,
+        dtype=sizes.dtype,
+        layers=spec.layers,
+        slots=sizes.adapter_slots,
+        rank_max=sizes.adapter_rank_max,
+        modules=tuple(chosen),
+    )
+
+
+def adapter_fields(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any] | None:
+    """The form as the manifest has it."""
+    form = adapter_form(spec, sizes)
+    return None if form is None else asdict(form)
+
+
+def linear_modules(spec: DecoderSpec) -> tuple[AdapterModule, ...]:
+    """Every linear of a layer that adapters may change, by its name in the checkpoint."""
+    arrays = [array for array in spec.arrays if array.name in LINEARS]
+    return tuple(module for array in arrays for module in _modules(spec, array))
+
+
+def _modules(spec: DecoderSpec, array: ArraySpec) -> list[AdapterModule]:
+    _, outputs, inputs = array.shape
+    query, kv = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    sizes = {"qkv": (query, kv, kv), "gate_up": (spec.intermediate,) * 2}
+    parts = sizes.get(array.name, (outputs,))
+    first = [name.removesuffix(".weight").replace(".0.", ".{}.", 1) for name in array.sources[0]]
+    if len(first) != len(parts):
+        return []  # stored fused: an adapter of it has another form
+    starts = [sum(parts[:i]) for i in range(len(parts))]
+    return [
+        AdapterModule(name, array.name, inputs, size, start)
+        for name, size, start in zip(first, parts, starts, strict=True)
+    ]
