@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -24,7 +25,7 @@ __all__ = [
     "join_hashes",
 ]
 
-FORMAT = 3
+FORMAT = 4
 PART_BYTES = 64 * 2**20
 """Files are hashed in parts of this size, so that many threads can check one file."""
 
@@ -95,14 +96,19 @@ class ProgramEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: int
     rows: int
     context: int
+    samples: int = 0
+    draft: int = 0
+    lookahead: int = 0
 
     @classmethod
     def of(cls, shape: ProgramShape) -> ProgramEntry:
-        return cls(shape.name, shape.family, shape.tokens, shape.rows, shape.context)
+        return cls(shape.name, **dataclasses.asdict(shape))
 
     @property
     def shape(self) -> ProgramShape:
-        return ProgramShape(self.family, self.tokens, self.rows, self.context)
+        fields = msgspec.structs.asdict(self)
+        del fields["name"]
+        return ProgramShape(**fields)
 
 
 class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

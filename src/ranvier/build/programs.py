@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ranvier.build.adapters import adapter_fields
+from ranvier.build.drafting import draft_state, draft_weight_shapes, make_drafter
 from ranvier.build.neuron.one_core import one_core
 from ranvier.build.neuron.shard import AXIS, across_cores, core_spec
 from ranvier.build.pack import weight_shapes
 from ranvier.core.buckets import BucketSet
 from ranvier.core.program import KvLayout, ProgramShape, program_shapes
+from ranvier.models.draft import DraftSpec
 from ranvier.models.spec import DecoderSpec
 from ranvier.nn.decoder import Decoder, Shards
 from ranvier.nn.kernels.attention import AttentionSpec
@@ -51,6 +53,10 @@ class Sizes:
     adapter_rank_max: int = 0
     adapter_modules: tuple[str, ...] = ()
     """Last names of the linears that adapters may change (q_proj, ...); none: all of them."""
+    draft: DraftSpec | None = None
+    """The drafter on the device, where buckets.has_drafter."""
+    draft_quantization: str = "none"
+    """How its weights are kept, as `quantization`."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +106,22 @@ def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
 def state_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[tuple[int, ...], str]]:
     """name -> (shape, dtype) of what a step takes, donates and gives back; zeros at the start."""
     cache = cache_shapes(spec, sizes)
-    return {
+    samples = sizes.max_num_seqs * (1 + sizes.buckets.lookahead)
+    state = {
         "k": (cache.k, str(cache.dtype)),
-        "sampled": ((sizes.max_num_seqs,), "int32"),
+        "sampled": ((samples,), "int32"),
         "v": (cache.v, str(cache.dtype)),
     }
+    if sizes.draft is not None:
+        state.update(draft_state(cache_shapes(sizes.draft.spec, sizes)))
+    return state
 
 
 def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
     """What the runtime has to know beside the key: the manifest's `model`. Shapes are a core's."""
     own = spec if sizes.tensor_parallel == 1 else core_spec(spec, sizes.tensor_parallel)
     return {
-        **dataclasses.asdict(sizes),
+        **dataclasses.asdict(dataclasses.replace(sizes, draft=None)),
         "vocab_size": spec.vocab_size,
         "layers": spec.layers,
         "state": state_shapes(own, sizes),
@@ -130,7 +140,7 @@ def programs(
     struct: Any = jax.ShapeDtypeStruct
     kernels, cores, vocab = select(sizes.kernels), sizes.tensor_parallel, spec.vocab_size
     spec = spec if cores == 1 else core_spec(spec, cores)
-    shapes = arrays or weight_shapes(spec, sizes.dtype, sizes.kernels)
+    shapes = arrays or _weight_shapes(spec, sizes)
     weights = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     if cores > 1:
         weights["rank"] = struct((1,), jnp.int32)
@@ -139,15 +149,24 @@ def programs(
         for name, (shape, kind) in state_shapes(spec, sizes).items()
     }
     kind = DTYPES[sizes.dtype]
+    drafter = None if sizes.draft is None else make_drafter(sizes.draft, kernels, sizes.dtype)
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
         layout = shape.layout(sizes.block_tokens, sizes.max_model_len)
         inputs = {
             "meta": struct((layout.size,), jnp.int32),
-            "edits": struct((layout.rows, sizes.edits_max, 3), jnp.int32),
-            "allowed": struct((layout.rows, -(-vocab // 32)), jnp.int32),
+            "edits": struct((shape.samples, sizes.edits_max, 3), jnp.int32),
+            "allowed": struct((shape.samples, -(-vocab // 32)), jnp.int32),
         }
         shards = None if cores == 1 else Shards(AXIS, vocab)
-        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind).step
+        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind, drafter).step
         table.append(Program(shape, step, (weights, state, inputs), cores))
     return table
+
+
+def _weight_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[Any, Any]]:
+    """Of the target and, where there is one, its drafter."""
+    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels)
+    if sizes.draft is None:
+        return shapes
+    return {**shapes, **draft_weight_shapes(sizes.draft, sizes.dtype, sizes.kernels)}

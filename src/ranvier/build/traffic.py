@@ -227,7 +227,7 @@ def _decode_steps(limits: BucketLimits, traffic: Traffic) -> _Steps:
     # A long output decodes more often at its contexts.
     often = np.broadcast_to(outputs[None, :, None], grid.shape).reshape(-1)
     below = np.cumsum(np.bincount(at.reshape(-1), often)) / often.sum()
-    values, below = _thin(values + limits.lookahead, below)
+    values, below = _thin(values, below)
     counts = _row_counts(limits.max_num_seqs)
     parts = [np.diff(np.concatenate([[0.0], below**rows])) / rows for rows in counts]
     sizes = np.repeat(np.asarray(counts, float), len(values))

@@ -29,13 +29,15 @@ class BucketLimits:
     max_num_batched_tokens: int
     block_tokens: int
     lookahead: int = 0
-    """Tokens that speculation may write past the last accepted one; 0 without speculation."""
+    """Draft tokens of one sequence that a step may verify; 0 without speculation.
+
+    They add to a step's tokens, never to a context: no draft lies beyond max_model_len.
+    """
 
     @property
     def context_max(self) -> int:
-        """The longest context in tokens, lookahead included, rounded up to whole blocks."""
-        blocks = -(-(self.max_model_len + self.lookahead) // self.block_tokens)
-        return blocks * self.block_tokens
+        """The longest context in tokens, rounded up to whole blocks."""
+        return -(-self.max_model_len // self.block_tokens) * self.block_tokens
 
     @property
     def prefill_max(self) -> int:
@@ -50,12 +52,19 @@ class BucketSet:
     The ragged family compiles `step.t{T}` for T in `tokens`. The unragged one compiles
     `prefill.t{T}.c{C}` for `prefill_programs` and `decode.r{R}.c{C}` for `decode_programs`; its
     three axes are empty where a build has the ragged family alone.
+
+    Speculation: a step verifies up to `lookahead` draft tokens a sequence. `drafts` are the counts
+    K of `step.t{T}.k{K}`, which draft K more on the device (`has_drafter`), or of
+    `decode.r{R}.k{K}.c{C}`, which take K drafts a row.
     """
 
     tokens: tuple[int, ...] = ()
     prefill_tokens: tuple[int, ...] = ()
     decode_rows: tuple[int, ...] = ()
     contexts: tuple[int, ...] = ()
+    drafts: tuple[int, ...] = ()
+    lookahead: int = 0
+    has_drafter: bool = False
 
     @property
     def prefill_programs(self) -> tuple[Pair, ...]:
@@ -115,7 +124,7 @@ def prove_coverage(buckets: BucketSet, limits: BucketLimits) -> None:
 
     The lookups are monotone on ascending axes, so the largest case of each family stands for all.
     """
-    for name in ("tokens", "prefill_tokens", "decode_rows", "contexts"):
+    for name in ("tokens", "prefill_tokens", "decode_rows", "contexts", "drafts"):
         sizes = getattr(buckets, name)
         if any(a >= b for a, b in pairwise(sizes)) or any(size < 1 for size in sizes):
             raise ConfigError(f"Buckets {name} must ascend from at least 1, are {list(sizes)}.")
@@ -127,7 +136,7 @@ def prove_coverage(buckets: BucketSet, limits: BucketLimits) -> None:
         decoded = limits.max_num_seqs * (1 + limits.lookahead)
         _try(f"a decode step of {decoded} tokens", buckets.tokens, decoded)
     if buckets.contexts or buckets.prefill_tokens or buckets.decode_rows:
-        context = limits.max_model_len + limits.lookahead
+        context = limits.max_model_len
         _try(f"a context of {context} tokens", buckets.contexts, context)
         _try(f"a prefill of {limits.prefill_max} tokens", buckets.prefill_tokens,
              limits.prefill_max)  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["FLOAT_FIELDS", "OUTPUT_HEAD", "SEEN_BIT", "MetaLayout"]
+__all__ = ["DRAFT_FIELDS", "FLOAT_FIELDS", "OUTPUT_HEAD", "SEEN_BIT", "MetaLayout"]
 
 FLOAT_FIELDS = (
     "temperature",
@@ -20,6 +20,9 @@ FLOAT_FIELDS = (
     "frequency",
     "presence",
 )
+DRAFT_FIELDS = ("last_tokens", "draft_rows", "draft_counts", "next_ids")
+"""Of each sequence: the index of its last known token in this step, its first sample row, how many
+drafts follow that token, and the id that follows its chunk where that is known."""
 OUTPUT_HEAD = 3
 """Columns of the output before the top entries: token, rank, log-probability bits."""
 SEEN_BIT = 30
@@ -28,10 +31,11 @@ SEEN_BIT = 30
 
 @dataclass(frozen=True)
 class MetaLayout:
-    """Sizes of one program: tokens T, sequences S (= samples R), blocks per sequence MB.
+    """Sizes of one program: tokens T, sequences S, blocks per sequence MB, samples R (0: as S).
 
     `family` says how tokens and rows belong together (core/program.py). `block_keys` is how many
     tokens of a block the program reads, 0 all: less than a block where the block is a whole region.
+    Where there is a drafter (`lookahead` > 0) fields say what is verified and drafted.
     """
 
     tokens: int
@@ -39,11 +43,14 @@ class MetaLayout:
     blocks: int
     family: str = "step"
     block_keys: int = 0
+    samples: int = 0
+    lookahead: int = 0
+    draft: int = 0
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Field sizes in int32 words, in order."""
-        rows = self.rows
+        rows, samples = self.rows, self.samples or self.rows
         sizes = {
             "counts": 4,
             "token_ids": self.tokens,
@@ -53,14 +60,17 @@ class MetaLayout:
             "query_starts": rows + 1,
             "context_lens": rows,
             "block_tables": rows * self.blocks,
-            "sample_tokens": rows,
-            "top_k": rows,
-            "logprob_counts": rows,
-            "target_ids": rows,
-            "edit_counts": rows,
-            "flags": rows,
+            "sample_tokens": samples,
+            "top_k": samples,
+            "logprob_counts": samples,
+            "target_ids": samples,
+            "edit_counts": samples,
+            "flags": samples,
         }
-        sizes.update(dict.fromkeys(FLOAT_FIELDS, rows))
+        sizes.update(dict.fromkeys(FLOAT_FIELDS, samples))
+        if self.lookahead:
+            sizes.update(dict.fromkeys(DRAFT_FIELDS, rows))
+            sizes["draft_uniform"] = rows * (self.lookahead + self.draft)
         return sizes
 
     @cached_property

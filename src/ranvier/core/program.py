@@ -7,12 +7,16 @@ from. Knows nothing of jax.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from ranvier.core.buckets import BucketSet
 from ranvier.core.layout import MetaLayout
 
-__all__ = ["Family", "KvLayout", "ProgramShape", "program_shapes"]
+__all__ = [
+    "Family", "KvLayout", "ProgramShape", "decode_shape", "prefill_shape", "program_shapes",
+    "step_shape",
+]  # fmt: skip
 
 Family = Literal["step", "prefill", "decode"]
 KvLayout = Literal["block", "contiguous"]
@@ -23,31 +27,75 @@ class ProgramShape:
     """What one program takes.
 
     "step": up to `tokens` tokens of any mix of sequences; "prefill": a chunk of one sequence;
-    "decode": one token each of `rows` sequences. `rows` bounds the sequences and the samples.
+    "decode": one token and `draft` drafts each of `rows` sequences. `rows` bounds the sequences,
+    `samples` the rows of logits (0: as `rows`).
     `context` bounds the tokens of a sequence after the step; 0: the model's length bounds them.
+    `lookahead` > 0 says that there is a drafter: up to so many drafts a sequence are verified, and
+    `draft` new ones are drafted.
     """
 
     family: Family
     tokens: int
     rows: int
     context: int = 0
+    samples: int = 0
+    draft: int = 0
+    lookahead: int = 0
 
     @property
     def name(self) -> str:
-        """The name in profiles, messages and file names: step.t8, decode.r4.c512."""
+        """The name in profiles, messages and file names: step.t8.k4, decode.r4.c512."""
         size = f"r{self.rows}" if self.family == "decode" else f"t{self.tokens}"
-        return f"{self.family}.{size}" + (f".c{self.context}" if self.context else "")
+        draft = f".k{self.draft}" if self.draft else ""
+        return f"{self.family}.{size}{draft}" + (f".c{self.context}" if self.context else "")
 
     def layout(self, block_tokens: int, model_len_max: int) -> MetaLayout:
         """The packed buffer of this program; its block tables cover the context alone."""
         context = self.context or model_len_max
         blocks = -(-context // block_tokens)
-        return MetaLayout(self.tokens, self.rows, blocks, self.family, min(context, block_tokens))
+        return MetaLayout(
+            self.tokens, self.rows, blocks, self.family, min(context, block_tokens),
+            samples=self.samples, lookahead=self.lookahead, draft=self.draft,
+        )  # fmt: skip
+
+
+def step_shape(buckets: BucketSet, rows_max: int, size: int, draft: int = 0) -> ProgramShape:
+    """The ragged program of a bucket; its samples allow for drafts that are verified."""
+    rows, samples = min(size, rows_max), min(size, rows_max * (1 + buckets.lookahead))
+    return ProgramShape("step", size, rows, 0, samples, draft, _verified(buckets))
+
+
+def prefill_shape(buckets: BucketSet, size: int, context: int) -> ProgramShape:
+    """The program of one sequence's chunk."""
+    return ProgramShape("prefill", size, 1, context, 1, 0, _verified(buckets))
+
+
+def decode_shape(buckets: BucketSet, rows: int, context: int, draft: int = 0) -> ProgramShape:
+    """The program of one token and `draft` drafts each of `rows` sequences."""
+    tokens = rows * (1 + draft)
+    return ProgramShape("decode", tokens, rows, context, tokens, draft, _verified(buckets))
 
 
 def program_shapes(buckets: BucketSet, rows_max: int) -> tuple[ProgramShape, ...]:
-    """Every program of a bucket set: steps, then prefills, then decodes, ascending."""
-    steps = [ProgramShape("step", size, min(size, rows_max)) for size in buckets.tokens]
-    prefills = [ProgramShape("prefill", t, 1, c) for t, c in buckets.prefill_programs]
-    decodes = [ProgramShape("decode", r, r, c) for r, c in buckets.decode_programs]
+    """Every program of a bucket set: steps, then prefills, then decodes, ascending.
+
+    Steps larger than a decode step of every row do not draft: prefill fills them.
+    """
+    decoded = rows_max * (1 + buckets.lookahead)
+    drafting = buckets.drafts if buckets.has_drafter else ()
+    steps = [
+        step_shape(buckets, rows_max, size, k)
+        for smaller, size in pairwise((0, *buckets.tokens))
+        for k in (0, *(drafting if smaller < decoded else ()))
+    ]
+    prefills = [prefill_shape(buckets, t, c) for t, c in buckets.prefill_programs]
+    decodes = [
+        decode_shape(buckets, r, c, k)
+        for r, c in buckets.decode_programs
+        for k in (0, *buckets.drafts)
+    ]
     return (*steps, *prefills, *decodes)
+
+
+def _verified(buckets: BucketSet) -> int:
+    return buckets.lookahead if buckets.has_drafter else 0

@@ -8,7 +8,7 @@ owns it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from ranvier.core.adapter import AdapterWeights
 from ranvier.core.buckets import BucketSet
 from ranvier.core.media import ImageItem, VisionInfo
-from ranvier.core.program import KvLayout, ProgramShape, program_shapes
+from ranvier.core.program import (
+    KvLayout,
+    ProgramShape,
+    decode_shape,
+    prefill_shape,
+    program_shapes,
+    step_shape,
+)
 
 __all__ = [
     "Chunk",
@@ -41,8 +48,14 @@ class Chunk:
 
     `token_ids` are consecutive tokens from position `start`. A decode row whose token is still on
     the device has `from_previous` >= 0: the index of the sample in the previous step's plan; its
-    `token_ids` then holds one placeholder 0. `block_ids` covers positions 0 .. start+len-1. `slot`
-    is the place of the sequence's adapter on the device, 1 .. adapter_slots; 0: the base model.
+    `token_ids` then holds one placeholder 0. `block_ids` covers positions 0 .. start+len-1, or
+    more. `slot` is the place of the sequence's adapter on the device, 1 .. adapter_slots; 0: the
+    base model.
+
+    The last `drafts` tokens are guesses: the sample row of the token before verifies each, and the
+    sequence has 1 + drafts rows in order. For a drafter on the device: `next_id` follows the chunk
+    where that is known; `uniforms` drive its draws, from the second position after the last known
+    token on.
     """
 
     start: int
@@ -51,6 +64,9 @@ class Chunk:
     from_previous: int = -1
     slot: int = 0
     media: ChunkMedia | None = None
+    drafts: int = 0
+    next_id: int = 0
+    uniforms: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +147,8 @@ class StepResult:
 
     Shapes: token_ids, ranks [n] int32; logprobs [n] f32, of the drawn or target token;
     top_ids [n, k] int32 and top_logprobs [n, k] f32, descending, k = RunnerInfo.logprobs_max.
-    Log-probability fields of rows that asked for none are unspecified.
+    Log-probability fields of rows that asked for none are unspecified. drafts [chunks, K]: what
+    the device guesses to follow each sequence's new tokens, K = the program's `draft`.
     """
 
     token_ids: Int32Array
@@ -139,6 +156,7 @@ class StepResult:
     ranks: Int32Array
     top_ids: Int32Array
     top_logprobs: Float32Array
+    drafts: Int32Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +195,18 @@ class RunnerInfo:
     def blocks_per_sequence_max(self) -> int:
         return -(-self.model_len_max // self.block_tokens)
 
-    def step(self, tokens: int) -> ProgramShape:
-        """The program of a ragged step."""
-        size = self.buckets.step(tokens)
-        return ProgramShape("step", size, min(size, self.rows_max))
+    def step(self, tokens: int, draft: int = 0) -> ProgramShape:
+        """The program of a ragged step; it does not draft where no program of its size does."""
+        shape = step_shape(self.buckets, self.rows_max, self.buckets.step(tokens), draft)
+        return shape if not draft or shape in self.programs else replace(shape, draft=0)
 
     def prefill(self, tokens: int, context: int) -> ProgramShape:
         """The program of one sequence's chunk that ends at `context`."""
-        size, context = self.buckets.prefill(tokens, context)
-        return ProgramShape("prefill", size, 1, context)
+        return prefill_shape(self.buckets, *self.buckets.prefill(tokens, context))
 
-    def decode(self, rows: int, context: int) -> ProgramShape:
-        """The program of one token each of `rows` sequences, the longest at `context`."""
-        size, context = self.buckets.decode(rows, context)
-        return ProgramShape("decode", size, size, context)
+    def decode(self, rows: int, context: int, draft: int = 0) -> ProgramShape:
+        """The program of one token and `draft` drafts of `rows` sequences, up to `context`."""
+        return decode_shape(self.buckets, *self.buckets.decode(rows, context), draft)
 
 
 class Runner(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +18,7 @@ from jax import Array, lax
 
 from ranvier.core.layout import MetaLayout
 from ranvier.nn import rope
+from ranvier.nn.draft import Drafter, verify
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.table import Kernels
@@ -95,34 +97,48 @@ class Decoder:
     top_count: int
     shards: Shards | None = None
     dtype: Any = None
+    drafter: Drafter | None = None
 
     def step(self, weights: Weights, state: State, inputs: State) -> tuple[State, Array]:
-        """Run up to layout.tokens tokens and sample up to layout.rows rows.
+        """Run up to layout.tokens tokens and sample up to layout.samples rows.
 
-        Shapes: state k, v (see Kernels.cache_shapes), sampled int32 [rows_max]; inputs meta,
-        edits, allowed (ARCHITECTURE.md). Returns (state, int32 [R, 3 + 2K]). Donates: state.
+        Shapes: state k, v (see Kernels.cache_shapes), sampled int32 [samples_max]; inputs meta,
+        edits, allowed (ARCHITECTURE.md). Returns (state, int32 [R, 3 + 2K + layout.draft]); the
+        last columns are drafts, a sequence a row. Donates: state.
         """
         meta, layout = inputs["meta"], self.layout
-        hidden_TD, k, v = self._layers(weights, state, meta)
+        ids_T = self._ids(state, meta)
+        caches, wanted = (state["k"], state["v"]), self.drafter.features if self.drafter else ()
+        x_TD = self.embed(weights, ids_T)
+        hidden_TD, k, v, features = self.run(weights, x_TD, caches, meta, wanted)
         with jax.named_scope("head"):
             picks_R = meta[layout.slices["sample_tokens"]]
             rows_RD = hidden_TD.at[picks_R].get(mode="promise_in_bounds")
-            logits_RV = self._head(weights, rows_RD, meta[2:3])
+            logits_RV = self.head(weights, rows_RD, meta[2:3])
         with jax.named_scope("sample"):
             edits, allowed = inputs["edits"], inputs["allowed"]
             out = self.kernels.sample(
                 logits_RV, meta, layout, edits, allowed, top_count=self.top_count
             )
         sampled = lax.dynamic_update_slice(state["sampled"], out[:, 0], (0,))
-        return {"k": k, "v": v, "sampled": sampled}, out
+        new = {"k": k, "v": v, "sampled": sampled}
+        if self.drafter is None:
+            return new, out
+        with jax.named_scope("draft"):
+            seen = verify(meta, layout, ids_T, out[:, 0], features)
+            own, drafts_SK = self.drafter.draft(weights, state, seen, layout.draft)
+        spare = jnp.zeros((out.shape[0] - layout.rows, layout.draft), jnp.int32)
+        return {**new, **own}, jnp.concatenate([out, jnp.concatenate([drafts_SK, spare])], axis=1)
 
     def logits_of_all(self, weights: Weights, state: State, meta: Array) -> tuple[State, Array]:
         """Logits [T, V] of every token: what the parity tests compare."""
-        hidden_TD, k, v = self._layers(weights, state, meta)
-        logits_TV = self._head(weights, hidden_TD, meta[0:1])
+        x_TD = self.embed(weights, self._ids(state, meta))
+        hidden_TD, k, v, _ = self.run(weights, x_TD, (state["k"], state["v"]), meta)
+        logits_TV = self.head(weights, hidden_TD, meta[0:1])
         return {"k": k, "v": v, "sampled": state["sampled"]}, logits_TV
 
-    def _head(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
+    def head(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
+        """Logits of rows of the residual stream."""
         head = weight_of(weights, "embed" if self.spec.is_tied else "head")
         norm = (weights["final_norm"], self.spec.norm_eps)
         first = jnp.zeros((1,), jnp.int32)
@@ -135,7 +151,13 @@ class Decoder:
         whole_RV: Array = lax.all_gather(logits_RV, self.shards.axis, axis=1, tiled=True)
         return whole_RV[:, : self.shards.vocab_size]
 
-    def _embed(self, weights: Weights, ids_T: Array) -> Array:
+    def _ids(self, state: State, meta: Array) -> Array:
+        """The step's tokens; those that the last step sampled are still here."""
+        source_T = meta[self.layout.slices["token_source"]]
+        last_T = state["sampled"].at[jnp.maximum(source_T, 0)].get(mode="promise_in_bounds")
+        return jnp.where(source_T >= 0, last_T, meta[self.layout.slices["token_ids"]])
+
+    def embed(self, weights: Weights, ids_T: Array) -> Array:
         """Rows of tokens; of several cores the one that holds a token gives its row."""
         spec, table = self.spec, weight_of(weights, "embed")
         if self.shards is None:
@@ -146,14 +168,20 @@ class Decoder:
         x_TD = jnp.where((ids_T == own_T)[:, None], x_TD, 0.0)
         return self.shards.sum(x_TD)
 
-    def _layers(self, weights: Weights, state: State, meta: Array) -> tuple[Array, Array, Array]:
-        layout = self.layout
-        with jax.named_scope("embed"):
-            source_T = meta[layout.slices["token_source"]]
-            last_T = state["sampled"].at[jnp.maximum(source_T, 0)].get(mode="promise_in_bounds")
-            ids_T = jnp.where(source_T >= 0, last_T, meta[layout.slices["token_ids"]])
-            x_TD = self._embed(weights, ids_T)
-            positions_T = meta[layout.slices["positions"]]
+    def run(
+        self,
+        weights: Weights,
+        x_TD: Array,
+        caches: tuple[Array, Array],
+        meta: Array,
+        wanted: tuple[int, ...] = (),
+    ) -> tuple[Array, Array, Array, tuple[Array, ...]]:
+        """Every layer over the step's embedded tokens: the residual stream, k and v.
+
+        `wanted`, ascending: also the streams behind so many layers, 0 for x itself.
+        """
+        with jax.named_scope("rope"):
+            positions_T = meta[self.layout.slices["positions"]]
             cos_sin = rope.tables(positions_T, weights["inv_freq"], weights["rope_scale"])
 
         def body(
@@ -166,9 +194,14 @@ class Decoder:
             x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, self.dtype or k.dtype))
             return (x_TD, k, v), None
 
-        layers = jnp.arange(self.spec.layers, dtype=jnp.int32)
-        (x_TD, k, v), _ = lax.scan(body, (x_TD, state["k"], state["v"]), layers)
-        return x_TD, k, v
+        carry, found = (x_TD, *caches), []
+        for start, stop in pairwise(sorted({0, *wanted, self.spec.layers})):
+            if start in wanted:
+                found.append(carry[0])
+            carry, _ = lax.scan(body, carry, jnp.arange(start, stop, dtype=jnp.int32))
+        if self.spec.layers in wanted:
+            found.append(carry[0])
+        return (*carry, tuple(found))
 
     def _attend(
         self, at: _At, x_TD: Array, k: Array, v: Array, cos_sin: Array

@@ -32,8 +32,9 @@ class _Buffers:
     def __init__(self, shape: ProgramShape, info: RunnerInfo) -> None:
         layout = shape.layout(info.block_tokens, info.model_len_max)
         self.layout = layout
-        self.edits_shape = (layout.rows, info.edits_max, 3)
-        self.allowed_shape = (layout.rows, -(-info.vocab_size // 32))
+        rows = layout.samples or layout.rows
+        self.edits_shape = (rows, info.edits_max, 3)
+        self.allowed_shape = (rows, -(-info.vocab_size // 32))
         self.no_edits = jax.device_put(np.zeros(self.edits_shape, np.int32))
         self.no_mask = jax.device_put(np.zeros(self.allowed_shape, np.int32))
 
@@ -77,28 +78,29 @@ class DeviceRunner:
                 self._renew()
                 raise StateLost(text) from error
             raise DeviceError(text) from error
-        return out, len(plan.samples), self._epoch
+        return out, plan, self._epoch
 
     def collect(self, handle: object) -> StepResult:
         """Wait for a step and read its output. Raises DeviceError; StateLost as dispatch does."""
         assert isinstance(handle, tuple)
-        out, count, epoch = handle
+        out, plan, epoch = handle
         try:
-            table: NDArray[np.int32] = np.asarray(out)[:count]
+            whole: NDArray[np.int32] = np.asarray(out)
         except RuntimeError as error:
             text = f"A step failed: {error}"
             if epoch != self._epoch:  # it was launched on a state that is known to be lost
                 raise DeviceError(text) from error
             self._renew()
             raise StateLost(text) from error
-        top = self._info.logprobs_max
+        table, top = whole[: len(plan.samples)], self._info.logprobs_max
         floats = table.view(np.float32)
         return StepResult(
             token_ids=table[:, 0],
             ranks=table[:, 1],
             logprobs=floats[:, 2],
             top_ids=table[:, OUTPUT_HEAD : OUTPUT_HEAD + top],
-            top_logprobs=floats[:, OUTPUT_HEAD + top :],
+            top_logprobs=floats[:, OUTPUT_HEAD + top : OUTPUT_HEAD + 2 * top],
+            drafts=whole[: len(plan.chunks), OUTPUT_HEAD + 2 * top :],
         )
 
     def encode(self, image: ImageItem, rows: list[int]) -> None:
@@ -155,11 +157,15 @@ def _pack(plan: StepPlan, layout: MetaLayout) -> NDArray[np.int32]:
     done = 0
     for i, chunk in enumerate(plan.chunks):
         count = len(chunk.token_ids)
+        if layout.family == "decode":
+            # Rows are equally long here: those with fewer drafts are filled up.
+            count = layout.tokens // layout.rows
         stop = done + count
-        ids[done:stop] = chunk.token_ids
+        ids[done : done + len(chunk.token_ids)] = chunk.token_ids
         positions[done:stop] = range(chunk.start, chunk.start + count)
         owners[done:stop] = i
-        tables[i, : len(chunk.block_ids)] = chunk.block_ids
+        blocks = chunk.block_ids[: layout.blocks]
+        tables[i, : len(blocks)] = blocks
         meta[at["context_lens"].start + i] = chunk.start + count
         starts[i] = done
         if chunk.from_previous >= 0:
@@ -169,7 +175,25 @@ def _pack(plan: StepPlan, layout: MetaLayout) -> NDArray[np.int32]:
     meta[0:3] = (done, len(plan.chunks), len(plan.samples))
     if plan.samples:
         _pack_samples(meta, plan.samples, starts, layout)
+    if layout.lookahead:
+        _pack_drafts(meta, plan, starts, layout)
     return meta
+
+
+def _pack_drafts(
+    meta: NDArray[np.int32], plan: StepPlan, starts: NDArray[np.int32], layout: MetaLayout
+) -> None:
+    """What a drafter needs of each sequence."""
+    at = layout.slices
+    uniforms = meta[at["draft_uniform"]].view(np.float32).reshape(layout.rows, -1)
+    rows = {sample.chunk: row for row, sample in reversed(list(enumerate(plan.samples)))}
+    for i, chunk in enumerate(plan.chunks):
+        meta[at["last_tokens"].start + i] = starts[i] + len(chunk.token_ids) - 1 - chunk.drafts
+        meta[at["draft_rows"].start + i] = rows.get(i, 0)
+        meta[at["draft_counts"].start + i] = chunk.drafts
+        meta[at["next_ids"].start + i] = chunk.next_id
+        draws = chunk.uniforms[: uniforms.shape[1]]
+        uniforms[i, : len(draws)] = draws
 
 
 def _pack_samples(

@@ -28,12 +28,12 @@ def test_a_chunk_longer_than_its_context_bucket_takes_the_next_one():
     assert WHOLE.prefill(100, 100) == (256, 1024)
 
 
-def test_contexts_are_whole_blocks_with_lookahead_inside():
+def test_contexts_are_whole_blocks_whatever_is_drafted():
     assert LIMITS.context_max == 1024
     ahead = BucketLimits(
         max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=256, block_tokens=32, lookahead=5
     )
-    assert ahead.context_max == 1056
+    assert ahead.context_max == 1024
 
 
 def test_a_whole_set_is_proven():
@@ -68,9 +68,10 @@ def test_the_empty_set_is_refused():
         prove_coverage(BucketSet(), LIMITS)
 
 
-def test_lookahead_is_covered_near_the_limit():
+def test_a_step_that_verifies_every_row_has_a_program():
     ahead = BucketLimits(
-        max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=256, block_tokens=32, lookahead=4
+        max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=32, block_tokens=32, lookahead=4
     )
-    with pytest.raises(ConfigError, match="a context of 1028 tokens"):
-        prove_coverage(WHOLE, ahead)
+    prove_coverage(BucketSet(tokens=(8, 40)), ahead)
+    with pytest.raises(ConfigError, match="a decode step of 40 tokens"):
+        prove_coverage(BucketSet(tokens=(8, 32)), ahead)
