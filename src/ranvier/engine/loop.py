@@ -16,7 +16,7 @@ from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CapacityError, DeviceError, RequestError, StateLost
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.core.step import Runner
-from ranvier.schedule.draft import Launch
+from ranvier.schedule.outline import Launch
 from ranvier.schedule.scheduler import Scheduler
 from ranvier.schedule.sequence import Sequence
 

@@ -14,7 +14,7 @@ from ranvier.core.program import Family
 from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs
 from ranvier.core.step import RunnerInfo, Sample, StepResult
 from ranvier.schedule.blocks import BlockPool, block_count
-from ranvier.schedule.draft import Draft, Launch, Row
+from ranvier.schedule.outline import Launch, Outline, Row
 from ranvier.schedule.sequence import Sequence
 
 __all__ = ["Scheduler"]
@@ -71,18 +71,18 @@ class Scheduler:
         return ("decode", "prefill") if self._last == "prefill" else ("prefill", "decode")
 
     def _plan(self, family: Family) -> Launch | None:
-        draft = Draft(self.info, family, self._tokens_max)
+        outline = Outline(self.info, family, self._tokens_max)
         for sequence in list(self.running):
             if sequence in self.running:
-                self._extend(draft, sequence)
-        while self.waiting and draft.has_room and len(self.running) < self.info.rows_max:
+                self._extend(outline, sequence)
+        while self.waiting and outline.has_room and len(self.running) < self.info.rows_max:
             # A preempted sequence whose token is still on the device waits for it.
             sequence = self.waiting[0]
-            if sequence.awaited or not draft.can_start(sequence):
+            if sequence.awaited or not outline.can_start(sequence):
                 break
-            if not self._start(draft, sequence):
+            if not self._start(outline, sequence):
                 break
-        return draft.launch()
+        return outline.launch()
 
     def commit(self, launch: Launch, result: StepResult) -> list[Event]:
         """Take a step's result: append tokens, finish, remember full blocks."""
@@ -115,14 +115,14 @@ class Scheduler:
         self.pool.forget_all()
         return [self.drop(sequence, "error", error) for sequence in list(self.running)]
 
-    def _start(self, draft: Draft, sequence: Sequence) -> bool:
+    def _start(self, outline: Outline, sequence: Sequence) -> bool:
         if not sequence.is_scoring_prompt:
             known, salt = sequence.tokens, sequence.request.cache_salt
             sequence.blocks, sequence.digest = self.pool.lookup(known, salt)
             sequence.remembered = len(sequence.blocks)
             sequence.planned = sequence.computed = sequence.remembered * self.info.block_tokens
             sequence.cached_tokens = max(sequence.cached_tokens, sequence.planned)
-        count = draft.grant(sequence)
+        count = outline.grant(sequence)
         if not self._reserve(sequence, count):
             self.pool.release(sequence.blocks)
             sequence.restart()
@@ -130,19 +130,19 @@ class Scheduler:
         self.waiting.popleft()
         self.running.append(sequence)
         if count:
-            draft.add(sequence, count)
+            outline.add(sequence, count)
         return True
 
-    def _extend(self, draft: Draft, sequence: Sequence) -> None:
-        count = draft.grant(sequence)
+    def _extend(self, outline: Outline, sequence: Sequence) -> None:
+        count = outline.grant(sequence)
         while count and not self._reserve(sequence, count):
             victim = self.running[-1]
-            draft.remove(victim)
+            outline.remove(victim)
             self._preempt(victim)
             if victim is sequence:
                 return
         if count:
-            draft.add(sequence, count)
+            outline.add(sequence, count)
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
         needed = block_count(sequence.planned + count, self.info.block_tokens)

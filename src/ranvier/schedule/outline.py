@@ -1,4 +1,4 @@
-"""Draft: a step being put together within the limits of one kind of program.
+"""Outline: a step being put together within the limits of one kind of program.
 
 A ragged step takes any mix. A prefill step takes one sequence's chunk. A decode step takes one
 token a sequence: those that generate, and prompts whose tokens are scored, as only a row of its own
@@ -13,7 +13,7 @@ from ranvier.core.program import Family, ProgramShape
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan
 from ranvier.schedule.sequence import Sequence
 
-__all__ = ["Draft", "Launch", "Row"]
+__all__ = ["Launch", "Outline", "Row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Launch:
     """(sequence, its epoch, tokens computed after this step)."""
 
 
-class Draft:
+class Outline:
     """Sequences and token counts of one step; `launch` makes the plan."""
 
     def __init__(self, info: RunnerInfo, family: Family, tokens_max: int) -> None:
