@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ranvier.core.buckets import BucketSet
+from ranvier.core.media import VisionInfo
 from ranvier.core.program import Family, KvLayout, ProgramShape
 
 __all__ = [
@@ -61,6 +62,9 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """LoRA adapters on the device at a time, the largest rank, and the linears they may change."""
     adapter_rank_max: int = 0
     adapter_modules: tuple[str, ...] = ()
+
+    vision: VisionInfo | None = None
+    """The encoder's buckets and bounds, of a model that sees pictures."""
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
         adapter_slots=sizes.adapter_slots,
         adapter_rank_max=sizes.adapter_rank_max,
         adapter_modules=sizes.adapter_modules,
+        vision=sizes.vision,
     )
 
 

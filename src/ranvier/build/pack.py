@@ -13,6 +13,7 @@ from ranvier.core.errors import CheckpointError
 from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.nn.kernels.linear.pack import DTYPES, pack_layer, packed_shape
 from ranvier.weights.checkpoint import Checkpoint
+from ranvier.weights.renamed import Renamed
 
 __all__ = ["check_tensors", "constants", "pack_weights", "weight_shapes"]
 
@@ -32,12 +33,19 @@ def weight_shapes(spec: DecoderSpec, dtype: str, kernels: str) -> dict[str, tupl
 
 def constants(spec: DecoderSpec) -> dict[str, NDArray[Any]]:
     """Arrays that come from the config: nothing is closed over by a program."""
-    return {
+    found: dict[str, NDArray[Any]] = {
         "inv_freq": np.asarray([rope.inv_freq for rope in spec.ropes], np.float32),
         "rope_scale": np.asarray([rope.scale for rope in spec.ropes], np.float32),
         "ropes": np.asarray(spec.ropes_of_layer, np.int32),
         "windows": np.asarray(spec.windows, np.int32),
     }
+    if spec.rope_axes:
+        found["rope_axes"] = np.eye(3, dtype=np.float32)[:, list(spec.rope_axes)]
+    for name, value in spec.vision.constants.items() if spec.vision else ():
+        whole = np.asarray(value)
+        is_whole = np.issubdtype(whole.dtype, np.integer)
+        found[name] = whole.astype(np.int32 if is_whole else np.float32)
+    return found
 
 
 def pack_weights(
@@ -54,6 +62,8 @@ def pack_weights(
     can read it, as `name.blob` and `name.table`; elsewhere their rounded values are packed.
     Cost: at most one stack in its packed form and one layer in f32 at a time.
     """
+    if spec.prefixes:
+        checkpoint = Renamed(checkpoint, spec.prefixes)
     check_tensors(checkpoint, spec)
     source = _Rounded(checkpoint) if is_quantised else checkpoint
     for array in spec.arrays:
@@ -124,8 +134,8 @@ def _layer(
 ) -> NDArray[Any]:
     parts = [checkpoint.read(name) for name in names]
     if array.kind == "plain":
-        return np.concatenate([part.astype(np.float32).reshape(-1) for part in parts]) + np.float32(
-            array.offset
-        )
-    wide = [part.astype(np.float32) for part in parts]
+        flat = np.concatenate([part.astype(np.float32).reshape(-1) for part in parts])
+        return (flat + np.float32(array.offset)).reshape(array.shape[1:])
+    # A convolution over patches without overlap is a linear of their values.
+    wide = [part.astype(np.float32).reshape(len(part), -1) for part in parts]
     return pack_layer(wide, is_gated=array.kind == "gated", dtype=dtype, kernels=kernels)

@@ -15,7 +15,9 @@ from ranvier.build.drafting import draft_state, draft_weight_shapes, make_drafte
 from ranvier.build.neuron.one_core import one_core
 from ranvier.build.neuron.shard import AXIS, across_cores, core_spec
 from ranvier.build.pack import weight_shapes
+from ranvier.build.vision.encoders import encoder_numbers, encoder_programs, is_seeing, vision_state
 from ranvier.core.buckets import BucketSet
+from ranvier.core.media import VisionInfo
 from ranvier.core.program import KvLayout, ProgramShape, program_shapes
 from ranvier.models.draft import DraftSpec
 from ranvier.models.spec import DecoderSpec
@@ -57,6 +59,8 @@ class Sizes:
     """The drafter on the device, where buckets.has_drafter."""
     draft_quantization: str = "none"
     """How its weights are kept, as `quantization`."""
+    vision: VisionInfo | None = None
+    """The encoder's buckets and bounds, of a model that sees pictures."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def state_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[tuple[int, 
         "k": (cache.k, str(cache.dtype)),
         "sampled": ((samples,), "int32"),
         "v": (cache.v, str(cache.dtype)),
+        **vision_state(spec, sizes.vision, sizes.dtype),
     }
     if sizes.draft is not None:
         state.update(draft_state(cache_shapes(sizes.draft.spec, sizes)))
@@ -127,6 +132,7 @@ def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
         "state": state_shapes(own, sizes),
         "adapters": adapter_fields(spec, sizes),
         "end_token_ids": spec.end_token_ids,
+        **encoder_numbers(spec, sizes.vision),
     }
 
 
@@ -141,7 +147,8 @@ def programs(
     kernels, cores, vocab = select(sizes.kernels), sizes.tensor_parallel, spec.vocab_size
     spec = spec if cores == 1 else core_spec(spec, cores)
     shapes = arrays or _weight_shapes(spec, sizes)
-    weights = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    everything = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    weights = {name: value for name, value in everything.items() if not is_seeing(name)}
     if cores > 1:
         weights["rank"] = struct((1,), jnp.int32)
     state = {
@@ -152,7 +159,7 @@ def programs(
     drafter = None if sizes.draft is None else make_drafter(sizes.draft, kernels, sizes.dtype)
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
-        layout = shape.layout(sizes.block_tokens, sizes.max_model_len)
+        layout = shape.layout(sizes.block_tokens, sizes.max_model_len, sizes.vision)
         inputs = {
             "meta": struct((layout.size,), jnp.int32),
             "edits": struct((shape.samples, sizes.edits_max, 3), jnp.int32),
@@ -161,6 +168,12 @@ def programs(
         shards = None if cores == 1 else Shards(AXIS, vocab)
         step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind, drafter).step
         table.append(Program(shape, step, (weights, state, inputs), cores))
+    if spec.vision is not None and sizes.vision is not None:
+        seeing = {name: value for name, value in everything.items() if is_seeing(name)}
+        for shape, function, arguments in encoder_programs(
+            spec.vision, sizes.vision, kernels, seeing, state
+        ):
+            table.append(Program(shape, function, arguments))
     return table
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ranvier.build.buckets import resolve_ragged, resolve_unragged
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
+from ranvier.build.vision.encoders import resolve_vision, vision_state
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.options.settings import (
     DTYPES,
@@ -46,6 +47,8 @@ LENGTH_DEFAULT = 4096
 BATCHED_DEFAULT = 1024
 REGION_GRANULE = 32
 FP8_SMALL_MAX = 240.0
+PICTURES_DEFAULT = 8
+"""Pictures of one prompt."""
 SHARE_DEFAULT = 0.9
 """Of all memory: what max_model_len=auto may fill."""
 
@@ -77,7 +80,7 @@ def plan_sizes(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> P
     sizes = _sizes(options, _length(options, spec), target)
     quantization = quantisation_of(options, checkpoint, sizes.dtype)
     stored = stored_bytes(checkpoint) if quantization != DENSE and sizes.kernels == "cpu" else None
-    sizes = replace(sizes, quantization=quantization)
+    sizes = _of_model(sizes, spec, quantization)
     need = _need(spec, sizes, stored)
     if target.platform != "cpu":
         if share is not None:
@@ -88,7 +91,7 @@ def plan_sizes(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> P
         length = largest_len(need, bound)
         if length == 0:
             check_fit(need, bound, "the share of memory for it")
-        sizes = replace(_sizes(options, length, target), quantization=quantization)
+        sizes = _of_model(_sizes(options, length, target), spec, quantization)
         say(f"max_model_len is {length}, of the model's {spec.model_len_max}")
         need = _need(spec, sizes, stored)
     sizes = replace(sizes, block_count=_blocks(options, sizes, need, bound))
@@ -97,6 +100,12 @@ def plan_sizes(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> P
         check_fit(need, bound, f"gpu_memory_utilization={share} of the memory")
     check_fit(need, memory.available_bytes, "the memory that is available")
     return Plan(spec, target, sizes, need, memory)
+
+
+def _of_model(sizes: Sizes, spec: DecoderSpec, quantization: str) -> Sizes:
+    """The sizes with what the model's own files decide."""
+    vision = resolve_vision(spec, sizes.max_model_len, PICTURES_DEFAULT)
+    return replace(sizes, quantization=quantization, vision=vision)
 
 
 def choose_target(options: Options) -> Target:
@@ -269,7 +278,8 @@ def _program_bytes(spec: DecoderSpec, sizes: Sizes) -> int:
     tokens, rows = max(shape.tokens for shape in shapes), sizes.max_num_seqs
     wide = 2 * spec.hidden + spec.qkv_size + spec.heads * spec.head_size + 2 * spec.intermediate
     per_row = 2 * spec.vocab_size + 3 * sizes.edits_max
-    return 4 * (2 * tokens * wide + rows * per_row)
+    pictures = sum(math.prod(s) for s, _ in vision_state(spec, sizes.vision, sizes.dtype).values())
+    return 4 * (2 * tokens * wide + rows * per_row + pictures)
 
 
 def _kernels(target: Target, is_ragged: bool) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from ranvier.core.media import VisionInfo
+
 __all__ = ["DRAFT_FIELDS", "FLOAT_FIELDS", "OUTPUT_HEAD", "SEEN_BIT", "MetaLayout"]
 
 FLOAT_FIELDS = (
@@ -35,7 +37,8 @@ class MetaLayout:
 
     `family` says how tokens and rows belong together (core/program.py). `block_keys` is how many
     tokens of a block the program reads, 0 all: less than a block where the block is a whole region.
-    Where there is a drafter (`lookahead` > 0) fields say what is verified and drafted.
+    Where there is a drafter (`lookahead` > 0) fields say what is verified and drafted. `vision`: of
+    a model that sees pictures, whose steps have more fields.
     """
 
     tokens: int
@@ -46,6 +49,7 @@ class MetaLayout:
     samples: int = 0
     lookahead: int = 0
     draft: int = 0
+    vision: VisionInfo | None = None
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -71,7 +75,27 @@ class MetaLayout:
         if self.lookahead:
             sizes.update(dict.fromkeys(DRAFT_FIELDS, rows))
             sizes["draft_uniform"] = rows * (self.lookahead + self.draft)
+        sizes.update(self._media_sizes(self.vision) if self.vision else {})
         return sizes
+
+    def _media_sizes(self, vision: VisionInfo) -> dict[str, int]:
+        """What a model that sees pictures takes more; see core/step.py: ChunkMedia."""
+        sizes = {}
+        if vision.is_cross:
+            sizes["cross_tables"] = self.rows * self.cross_blocks
+            sizes |= {"cross_from": self.tokens, "cross_to": self.tokens}
+        else:
+            sizes["feature_source"] = self.tokens
+        if vision.has_rope_axes:
+            sizes["rope_positions"] = 3 * self.tokens
+        if vision.is_whole:
+            sizes["sees_to"] = self.tokens
+        return sizes
+
+    @property
+    def cross_blocks(self) -> int:
+        """Cross blocks of a sequence: a tile each."""
+        return self.vision.images_max * self.vision.units[-1] if self.vision else 0
 
     @cached_property
     def slices(self) -> dict[str, slice]:

@@ -12,13 +12,14 @@ from typing import Literal
 
 from ranvier.core.buckets import BucketSet
 from ranvier.core.layout import MetaLayout
+from ranvier.core.media import VisionInfo
 
 __all__ = [
-    "Family", "KvLayout", "ProgramShape", "decode_shape", "prefill_shape", "program_shapes",
-    "step_shape",
+    "Family", "KvLayout", "ProgramShape", "decode_shape", "encoder_shapes", "prefill_shape",
+    "program_shapes", "step_shape",
 ]  # fmt: skip
 
-Family = Literal["step", "prefill", "decode"]
+Family = Literal["step", "prefill", "decode", "patches", "tiles"]
 KvLayout = Literal["block", "contiguous"]
 
 
@@ -27,8 +28,9 @@ class ProgramShape:
     """What one program takes.
 
     "step": up to `tokens` tokens of any mix of sequences; "prefill": a chunk of one sequence;
-    "decode": one token and `draft` drafts each of `rows` sequences. `rows` bounds the sequences,
-    `samples` the rows of logits (0: as `rows`).
+    "decode": one token and `draft` drafts each of `rows` sequences; "patches" and "tiles": one
+    picture of up to `tokens` of them, which is encoded. `rows` bounds the sequences, `samples` the
+    rows of logits (0: as `rows`).
     `context` bounds the tokens of a sequence after the step; 0: the model's length bounds them.
     `lookahead` > 0 says that there is a drafter: up to so many drafts a sequence are verified, and
     `draft` new ones are drafted.
@@ -44,18 +46,22 @@ class ProgramShape:
 
     @property
     def name(self) -> str:
-        """The name in profiles, messages and file names: step.t8.k4, decode.r4.c512."""
+        """The name in profiles, messages and file names: step.t8.k4, decode.r4.c512, encode.n4."""
+        if self.family in ("patches", "tiles"):
+            return f"encode.{'p' if self.family == 'patches' else 'n'}{self.tokens}"
         size = f"r{self.rows}" if self.family == "decode" else f"t{self.tokens}"
         draft = f".k{self.draft}" if self.draft else ""
         return f"{self.family}.{size}{draft}" + (f".c{self.context}" if self.context else "")
 
-    def layout(self, block_tokens: int, model_len_max: int) -> MetaLayout:
+    def layout(
+        self, block_tokens: int, model_len_max: int, vision: VisionInfo | None = None
+    ) -> MetaLayout:
         """The packed buffer of this program; its block tables cover the context alone."""
         context = self.context or model_len_max
         blocks = -(-context // block_tokens)
         return MetaLayout(
             self.tokens, self.rows, blocks, self.family, min(context, block_tokens),
-            samples=self.samples, lookahead=self.lookahead, draft=self.draft,
+            samples=self.samples, lookahead=self.lookahead, draft=self.draft, vision=vision,
         )  # fmt: skip
 
 
@@ -95,6 +101,11 @@ def program_shapes(buckets: BucketSet, rows_max: int) -> tuple[ProgramShape, ...
         for k in (0, *buckets.drafts)
     ]
     return (*steps, *prefills, *decodes)
+
+
+def encoder_shapes(vision: VisionInfo | None) -> tuple[ProgramShape, ...]:
+    """The programs that encode pictures, ascending; none where a model sees none."""
+    return tuple(ProgramShape(vision.unit, units, 1) for units in vision.units) if vision else ()
 
 
 def _verified(buckets: BucketSet) -> int:

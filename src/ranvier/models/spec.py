@@ -6,10 +6,13 @@ is made here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["ArraySpec", "DecoderSpec", "RopeSpec"]
+from ranvier.nn.vision.encoder import Encoder
+
+__all__ = ["ArraySpec", "DecoderSpec", "RopeSpec", "VisionSpec"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,25 @@ class ArraySpec:
     shape: tuple[int, ...]
     sources: tuple[tuple[str, ...], ...]
     offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """The encoder of a model that sees pictures; its arrays are named `vision.*`.
+
+    `units` are the buckets that make sense for the family, in patches or tiles, ascending.
+    `constants` are arrays that come from the config. `preparation` tells the runtime how to lay a
+    picture out for the encoder (runtime/pictures.py).
+    """
+
+    family: str
+    unit: Literal["patches", "tiles"]
+    units: tuple[int, ...]
+    encoder: Encoder
+    arrays: tuple[ArraySpec, ...]
+    preparation: Mapping[str, Any]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,11 @@ class DecoderSpec:
     arrays: tuple[ArraySpec, ...] = field(default=())
     end_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    vision: VisionSpec | None = None
+    rope_axes: tuple[int, ...] = ()
+    """The axis (frame, row, column) that turns each frequency [E/2]; empty: one position for all"""
+    prefixes: tuple[tuple[str, str], ...] = ()
+    """(prefix in some checkpoints, prefix in `sources`) for names that were changed."""
 
     @property
     def qkv_size(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from ranvier.core.errors import CheckpointError
 from ranvier.models import gemma3, llama
 from ranvier.models.spec import DecoderSpec
+from ranvier.models.vision.llava import llava
 
 __all__ = ["ARCHITECTURES", "resolve"]
 
@@ -18,6 +19,7 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
     "Qwen3ForCausalLM": llama.qwen3,
     "Gemma3ForCausalLM": gemma3.gemma3,
     "Gemma3ForConditionalGeneration": gemma3.gemma3,
+    "LlavaForConditionalGeneration": llava,
 }
 
 

@@ -22,6 +22,7 @@ from ranvier.nn.draft import Drafter, verify
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.vision.text import Seen, look
 
 __all__ = ["Decoder", "DecoderNumbers", "Shards"]
 
@@ -64,6 +65,8 @@ class DecoderNumbers(Protocol):
     def has_post_norms(self) -> bool: ...
     @property
     def is_tied(self) -> bool: ...
+    @property
+    def rope_axes(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ class Decoder:
         meta, layout = inputs["meta"], self.layout
         ids_T = self._ids(state, meta)
         caches, wanted = (state["k"], state["v"]), self.drafter.features if self.drafter else ()
-        x_TD = self.embed(weights, ids_T)
-        hidden_TD, k, v, features = self.run(weights, x_TD, caches, meta, wanted)
+        x_TD, seen_of = look(self.embed(weights, ids_T), state, meta, layout)
+        hidden_TD, k, v, features = self.run(weights, x_TD, caches, meta, wanted, seen_of)
         with jax.named_scope("head"):
             picks_R = meta[layout.slices["sample_tokens"]]
             rows_RD = hidden_TD.at[picks_R].get(mode="promise_in_bounds")
@@ -121,7 +124,7 @@ class Decoder:
                 logits_RV, meta, layout, edits, allowed, top_count=self.top_count
             )
         sampled = lax.dynamic_update_slice(state["sampled"], out[:, 0], (0,))
-        new = {"k": k, "v": v, "sampled": sampled}
+        new = {**state, "k": k, "v": v, "sampled": sampled}
         if self.drafter is None:
             return new, out
         with jax.named_scope("draft"):
@@ -132,10 +135,11 @@ class Decoder:
 
     def logits_of_all(self, weights: Weights, state: State, meta: Array) -> tuple[State, Array]:
         """Logits [T, V] of every token: what the parity tests compare."""
-        x_TD = self.embed(weights, self._ids(state, meta))
-        hidden_TD, k, v, _ = self.run(weights, x_TD, (state["k"], state["v"]), meta)
+        x_TD, seen = look(self.embed(weights, self._ids(state, meta)), state, meta, self.layout)
+        caches = (state["k"], state["v"])
+        hidden_TD, k, v, _ = self.run(weights, x_TD, caches, meta, seen=seen)
         logits_TV = self.head(weights, hidden_TD, meta[0:1])
-        return {"k": k, "v": v, "sampled": state["sampled"]}, logits_TV
+        return {**state, "k": k, "v": v}, logits_TV
 
     def head(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
         """Logits of rows of the residual stream."""
@@ -175,14 +179,14 @@ class Decoder:
         caches: tuple[Array, Array],
         meta: Array,
         wanted: tuple[int, ...] = (),
+        seen: Seen | None = None,
     ) -> tuple[Array, Array, Array, tuple[Array, ...]]:
         """Every layer over the step's embedded tokens: the residual stream, k and v.
 
-        `wanted`, ascending: also the streams behind so many layers, 0 for x itself.
+        `wanted`, ascending: also the streams behind so many layers, 0 for x itself. `seen`: what
+        pictures add on the way.
         """
-        with jax.named_scope("rope"):
-            positions_T = meta[self.layout.slices["positions"]]
-            cos_sin = rope.tables(positions_T, weights["inv_freq"], weights["rope_scale"])
+        cos_sin, seen = self._angles(weights, meta), seen or Seen()
 
         def body(
             carry: tuple[Array, Array, Array], layer: Array
@@ -192,7 +196,7 @@ class Decoder:
             out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)
             x_TD = self._add(at, "o", x_TD, out_TO)
             x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, self.dtype or k.dtype))
-            return (x_TD, k, v), None
+            return (seen.deepen(x_TD, layer), k, v), None
 
         carry, found = (x_TD, *caches), []
         for start, stop in pairwise(sorted({0, *wanted, self.spec.layers})):
@@ -202,6 +206,17 @@ class Decoder:
         if self.spec.layers in wanted:
             found.append(carry[0])
         return (*carry, tuple(found))
+
+    def _angles(self, weights: Weights, meta: Array) -> Array:
+        """Cosines and sines of each token's position, or of its three."""
+        with jax.named_scope("rope"):
+            at, freqs, scale = self.layout.slices, weights["inv_freq"], weights["rope_scale"]
+            if not self.spec.rope_axes:
+                return rope.tables(meta[at["positions"]], freqs, scale)
+            name = "rope_positions" if "rope_positions" in at else "positions"
+            rows = meta[at[name]].reshape(-1, self.layout.tokens)
+            positions_AT = jnp.broadcast_to(rows, (3, self.layout.tokens))
+            return rope.axial_tables(positions_AT, freqs, scale, weights["rope_axes"])
 
     def _attend(
         self, at: _At, x_TD: Array, k: Array, v: Array, cos_sin: Array

@@ -5,12 +5,21 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["rotate", "tables"]
+__all__ = ["axial_tables", "rotate", "tables"]
 
 
 def tables(positions_T: Array, inv_freq_PE: Array, scale_P: Array) -> Array:
     """Cosines and sines of every rope: f32 [P, 2, T, E/2]."""
     angles = positions_T.astype(jnp.float32)[None, :, None] * inv_freq_PE[:, None, :]
+    both = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    return both * scale_P[:, None, None, None]
+
+
+def axial_tables(positions_AT: Array, inv_freq_PE: Array, scale_P: Array, axes_AE: Array) -> Array:
+    """As `tables` of positions on several axes; axes_AE is 1 where an axis turns a frequency."""
+    positions = positions_AT.astype(jnp.float32)
+    turning_TE = jnp.sum(positions[:, :, None] * axes_AE[:, None, :], axis=0)
+    angles = turning_TE[None] * inv_freq_PE[:, None, :]
     both = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
     return both * scale_P[:, None, None, None]
 

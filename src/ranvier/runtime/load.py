@@ -18,11 +18,12 @@ from ranvier.artifact.manifest import ArrayEntry, Manifest
 from ranvier.artifact.read import check_files, read_manifest
 from ranvier.core.buckets import BucketLimits, prove_coverage
 from ranvier.core.errors import ArtifactError, ConfigError, DamagedArtifact
-from ranvier.core.program import program_shapes
+from ranvier.core.program import encoder_shapes, program_shapes
 from ranvier.core.step import RunnerInfo
 from ranvier.native import library
 from ranvier.runtime.compat import LoadedProgram, deserialize
 from ranvier.runtime.device import open_device
+from ranvier.runtime.encoder import PREFIX, PictureEncoder
 from ranvier.runtime.runner import DeviceRunner
 from ranvier.targets.table import find_target
 
@@ -67,13 +68,15 @@ def load_runner(
         )
     with _timed(phases, "load programs"):
         programs = {shape: source.load(shape.name, device) for shape in info.programs}
+        encoders = {s: source.load(s.name, device) for s in encoder_shapes(info.vision)}
     with _timed(phases, "map weights"):
-        weights = [
-            _array(folder / "weights.bin", entry) for _, entry in sorted(manifest.arrays.items())
-        ]
+        weights, seeing = _weights(folder, manifest)
     with _timed(phases, "allocate cache"):
         state = _state(manifest)
-    runner = DeviceRunner(info, programs, weights, state, in_use.close)
+    encoder = None
+    if info.vision is not None:
+        encoder = PictureEncoder(info.vision, manifest.model["encoder"], encoders, seeing)
+    runner = DeviceRunner(info, programs, weights, state, in_use.close, encoder)
     with _timed(phases, "warm programs"):
         runner.warm()
     return runner
@@ -100,6 +103,7 @@ def _info(manifest: Manifest) -> RunnerInfo:
         kv_layout=key.kv_layout,
         adapter_slots=key.adapter_slots,
         adapter_rank_max=key.adapter_rank_max,
+        vision=key.vision,
     )
 
 
@@ -145,7 +149,8 @@ class _Binaries:
     def check(self) -> None:
         """Raise ArtifactError unless every program has one."""
         key = self._manifest.key
-        names = [shape.name for shape in program_shapes(key.buckets, key.max_num_seqs)]
+        shapes = program_shapes(key.buckets, key.max_num_seqs) + encoder_shapes(key.vision)
+        names = [shape.name for shape in shapes]
         absent = [name for name in names if not self._has(name)]
         if absent:
             raise ArtifactError(
@@ -184,6 +189,18 @@ def _array(path: Path, entry: ArrayEntry) -> jax.Array:
     raw = np.memmap(path, np.uint8, "r", offset=entry.offset, shape=(entry.size,))
     array: jax.Array = jax.device_put(raw.view(_dtype(entry.dtype)).reshape(entry.shape))
     return array
+
+
+def _weights(folder: Path, manifest: Manifest) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The weights of steps, and those of encode programs, each by name."""
+    arrays = [
+        (name, _array(folder / "weights.bin", entry))
+        for name, entry in sorted(manifest.arrays.items())
+    ]
+    return (
+        [array for name, array in arrays if not name.startswith(PREFIX)],
+        [array for name, array in arrays if name.startswith(PREFIX)],
+    )
 
 
 def _state(manifest: Manifest) -> dict[str, jax.Array]:

@@ -20,6 +20,8 @@ from ranvier.core.media import ImageItem
 from ranvier.core.program import ProgramShape
 from ranvier.core.step import LogitEdits, RunnerInfo, Sample, StepPlan, StepResult
 from ranvier.runtime.compat import LoadedProgram
+from ranvier.runtime.encoder import PictureEncoder
+from ranvier.runtime.media_fields import pack_media
 
 __all__ = ["DeviceRunner"]
 
@@ -30,7 +32,7 @@ class _Buffers:
     """Host and resident buffers of one program."""
 
     def __init__(self, shape: ProgramShape, info: RunnerInfo) -> None:
-        layout = shape.layout(info.block_tokens, info.model_len_max)
+        layout = shape.layout(info.block_tokens, info.model_len_max, info.vision)
         self.layout = layout
         rows = layout.samples or layout.rows
         self.edits_shape = (rows, info.edits_max, 3)
@@ -49,13 +51,16 @@ class DeviceRunner:
         weights: list[jax.Array],
         state: dict[str, jax.Array],
         release: Callable[[], None],
+        encoder: PictureEncoder | None = None,
     ) -> None:
         self._info = info
         self._programs = programs
         self._buffers = {shape: _Buffers(shape, info) for shape in programs}
         self._weights = weights
         self._release = release
-        self._state = [state[name] for name in sorted(state)]
+        self._names = sorted(state)
+        self._state = [state[name] for name in self._names]
+        self._encoder = encoder
         self._forms = [(array.shape, array.dtype, array.sharding) for array in self._state]
         self._epoch = 0
 
@@ -105,7 +110,25 @@ class DeviceRunner:
 
     def encode(self, image: ImageItem, rows: list[int]) -> None:
         """Put a picture's features into rows. Raises DeviceError."""
-        raise DeviceError(f"This model takes no pictures; one of shape {image.shape} came.")
+        if self._encoder is None:
+            raise DeviceError(f"This model takes no pictures; one of shape {image.shape} came.")
+        encoder = self._encoder
+        self._encode(lambda state: encoder.run(image, rows, state))
+
+    def _encode(self, launch: Callable[[list[jax.Array]], list[jax.Array]]) -> None:
+        """Launch on the encoder's part of the state. Raises DeviceError, or StateLost with it."""
+        assert self._encoder is not None
+        places = [self._names.index(name) for name in self._encoder.state_names]
+        try:
+            results = launch([self._state[at] for at in places])
+        except RuntimeError as error:
+            text = f"Encoding a picture failed: {error}"
+            if any(array.is_deleted() for array in self._state):
+                self._renew()
+                raise StateLost(text) from error
+            raise DeviceError(text) from error
+        for at, array in zip(places, results, strict=True):
+            self._state[at] = array
 
     def place_adapter(self, slot: int, adapter: AdapterWeights | None) -> Iterator[None]:
         """Move an adapter into a slot, a piece a `next`. Raises DeviceError."""
@@ -115,6 +138,8 @@ class DeviceRunner:
         """Run every program once on nothing."""
         for shape in self._programs:
             self.collect(self.dispatch(StepPlan(shape, [], [])))
+        if self._encoder is not None:
+            self._encode(self._encoder.warm)
 
     def close(self) -> None:
         """Drop the device's memory and let go of the artifact."""
@@ -173,6 +198,8 @@ def _pack(plan: StepPlan, layout: MetaLayout) -> NDArray[np.int32]:
         done = stop
     starts[len(plan.chunks) :] = done
     meta[0:3] = (done, len(plan.chunks), len(plan.samples))
+    if layout.vision is not None:
+        pack_media(meta, plan.chunks, layout)
     if plan.samples:
         _pack_samples(meta, plan.samples, starts, layout)
     if layout.lookahead:

@@ -1,0 +1,101 @@
+"""The encode programs of a model that sees pictures: their buckets, arguments and state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ranvier.core.errors import ConfigError
+from ranvier.core.media import VisionInfo
+from ranvier.core.program import ProgramShape, encoder_shapes
+from ranvier.models.spec import DecoderSpec, VisionSpec
+from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.vision.encoder import encode_features
+from ranvier.runtime.encoder import PREFIX
+
+__all__ = [
+    "encoder_numbers", "encoder_programs", "is_seeing", "resolve_vision", "vision_state",
+]  # fmt: skip
+
+CACHED_PICTURES = 4
+"""Of the largest kind: how many the feature buffer holds beside those of running prompts."""
+
+
+def is_seeing(name: str) -> bool:
+    """Whether a weight belongs to encode programs alone."""
+    return name.startswith(PREFIX)
+
+
+def resolve_vision(
+    spec: DecoderSpec, model_len_max: int, images_max: int, units: tuple[int, ...] = ()
+) -> VisionInfo | None:
+    """The bounds of a build's encoder; `units` as a user listed them. Raises ConfigError.
+
+    None where the model sees no pictures, or none are allowed. A bucket whose features are longer
+    than a sequence is left out: no prompt could hold them.
+    """
+    vision = spec.vision
+    if vision is None or not images_max:
+        return None
+    listed = units or vision.units
+    fitting = tuple(u for u in listed if vision.encoder.outputs(u) <= model_len_max)
+    if not fitting:
+        least = vision.encoder.outputs(listed[0])
+        raise ConfigError(
+            f"max_model_len={model_len_max} holds no picture: the smallest takes {least} tokens.",
+            hint="Raise --max-model-len, or set --limit-mm-per-prompt to no pictures.",
+        )
+    largest = vision.encoder.outputs(fitting[-1])
+    return VisionInfo(
+        family=vision.family, unit=vision.unit, units=fitting, images_max=images_max,
+        rows=max(largest * CACHED_PICTURES, model_len_max), is_whole=vision.is_whole,
+        has_rope_axes=bool(spec.rope_axes),
+    )  # fmt: skip
+
+
+def vision_state(
+    spec: DecoderSpec, info: VisionInfo | None, dtype: str
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The feature buffer, its last row garbage."""
+    if spec.vision is None or info is None:
+        return {}
+    return {"features": ((info.rows + 1, spec.vision.encoder.width), dtype)}
+
+
+def encoder_numbers(spec: DecoderSpec, info: VisionInfo | None) -> dict[str, Any]:
+    """What the runtime has to know of encode programs: the manifest's model["encoder"]."""
+    if spec.vision is None or info is None:
+        return {}
+    encoder = spec.vision.encoder
+    buckets = {
+        str(units): {"inputs": encoder.inputs(units), "outputs": encoder.outputs(units)}
+        for units in info.units
+    }
+    numbers = {
+        "preparation": dict(spec.vision.preparation), "buckets": buckets,
+        "state": list(vision_state(spec, info, "")),
+    }  # fmt: skip
+    return {"encoder": numbers}
+
+
+def encoder_programs(
+    vision: VisionSpec,
+    info: VisionInfo,
+    kernels: Kernels,
+    weights: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Iterator[tuple[ProgramShape, Any, tuple[Any, Any, Any]]]:
+    """(shape, function, arguments) of each encode program."""
+    struct: Any = jax.ShapeDtypeStruct
+    encoder = vision.encoder
+    for shape in encoder_shapes(info):
+        inputs = {
+            name: struct(size, jnp.dtype(kind))
+            for name, (size, kind) in encoder.inputs(shape.tokens).items()
+        }
+        inputs["rows"] = struct((encoder.outputs(shape.tokens),), jnp.int32)
+        own = {"features": state["features"]}
+        yield shape, encode_features(encoder, kernels), (dict(weights), own, inputs)

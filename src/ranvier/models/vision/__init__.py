@@ -1,0 +1,1 @@
+"""Families that see pictures: their encoders and their text sides, as data."""

@@ -1,0 +1,1 @@
+"""Encoders of pictures as pure functions: patches or tiles in, features out."""

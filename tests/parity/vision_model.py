@@ -1,0 +1,145 @@
+"""One family's tiny model with its encode and text programs, driven as the runner drives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.parity.vision_cases import CASES, GOLDENS, pictures_of, rope_of
+
+from ranvier.build.pack import pack_weights
+from ranvier.build.programs import Sizes, programs, state_shapes
+from ranvier.build.vision.encoders import is_seeing, resolve_vision
+from ranvier.core.buckets import BucketSet, smallest
+from ranvier.core.media import ImageItem
+from ranvier.core.program import ProgramShape
+from ranvier.core.step import Chunk, ChunkMedia, StepPlan
+from ranvier.models.table import resolve
+from ranvier.native import library
+from ranvier.nn.decoder import Decoder
+from ranvier.nn.kernels.table import select
+from ranvier.runtime.pictures import arrange, padded, units_of
+from ranvier.runtime.runner import _pack
+from ranvier.weights.checkpoint import open_checkpoint
+
+__all__ = ["CASES", "GOLDENS", "Case", "VisionModel", "sizes_of"]
+
+LENGTH, BLOCK = 192, 32
+STEP = ProgramShape("step", 128, 2)
+
+
+@dataclass
+class Case:
+    """A prompt and its pictures; `rows` is where each picture's features were put."""
+
+    ids: np.ndarray
+    images: list[ImageItem]
+    rope: np.ndarray | None
+    rope_delta: int
+    rows: list[list[int]]
+
+
+def sizes_of(spec, kernels, dtype="float32", **changes):
+    sizes = Sizes(
+        dtype=dtype, kernels=kernels, max_model_len=LENGTH, max_num_seqs=2, block_tokens=BLOCK,
+        block_count=2 * LENGTH // BLOCK + 1, kv_layout="block",
+        buckets=BucketSet(tokens=(128,)), logprobs_max=0, edits_max=1,
+        vision=resolve_vision(spec, LENGTH, 3),
+    )  # fmt: skip
+    return replace(sizes, **changes)
+
+
+class VisionModel:
+    """Compiles the encode programs and one text program of all logits."""
+
+    def __init__(self, family: str, kernels: str, dtype: str = "float32") -> None:
+        if kernels == "cpu" and not library.register():
+            pytest.skip("the kernels are not built")
+        checkpoint = open_checkpoint(GOLDENS / family)
+        self.family, self.spec = family, resolve(checkpoint.config)
+        sizes = sizes_of(self.spec, kernels, dtype)
+        self.info, self.vision = sizes.vision, self.spec.vision
+        packed = pack_weights(checkpoint, self.spec, dtype, kernels)
+        weights = {name: jnp.asarray(array) for name, array in packed}
+        self.seeing = {n: w for n, w in weights.items() if is_seeing(n)}
+        self.weights = {n: w for n, w in weights.items() if not is_seeing(n)}
+        self.layout = STEP.layout(BLOCK, LENGTH, self.info)
+        decoder = Decoder(self.spec, select(kernels), self.layout, 0)
+        self.text = jax.jit(decoder.logits_of_all, donate_argnums=1)
+        self.encoders = {
+            p.shape.tokens: jax.jit(p.function, donate_argnums=1)
+            for p in programs(self.spec, sizes)
+            if p.shape.family in ("patches", "tiles")
+        }
+        # A poisoned state: what was never written must never be read.
+        self.state = {
+            name: jnp.full(shape, jnp.nan if "float" in kind else 0, kind)
+            for name, (shape, kind) in state_shapes(self.spec, sizes).items()
+        }
+
+    def case(self, label: str, ids: np.ndarray) -> Case:
+        images = pictures_of(self.family, label, ids)
+        rope, delta = rope_of(self.spec, ids, images)
+        return Case(ids, images, rope, delta, [])
+
+    def encode(self, case: Case) -> np.ndarray:
+        """Encode every picture; returns the features, one below the other."""
+        at, found = 1, []
+        for image in case.images:
+            units = smallest(self.info.units, units_of(image, self.info.unit))
+            arrays = arrange(image, self.vision.preparation)
+            inputs = padded(arrays, self.vision.encoder.inputs(units))
+            rows = np.full(self.vision.encoder.outputs(units), self.info.rows, np.int32)
+            own = list(range(at, at + image.token_count))
+            rows[: len(own)] = own
+            inputs["rows"] = rows
+            state = {"features": self.state["features"]}
+            done = self.encoders[units](self.seeing, state, inputs)
+            self.state.update(done)
+            case.rows.append(own)
+            found.append(np.asarray(self.state["features"][np.asarray(own)], np.float32))
+            at += image.token_count
+        return np.concatenate(found)
+
+    def run(self, case: Case, start: int, ids: np.ndarray) -> np.ndarray:
+        """Logits of a chunk from `start`, the case's pictures in place."""
+        stop = start + len(ids)
+        blocks = list(range(1, 1 + -(-stop // BLOCK)))
+        chunk = Chunk(start, list(map(int, ids)), blocks, media=self.media(case, start, stop))
+        meta = _pack(StepPlan(STEP, [chunk], []), self.layout)
+        self.state, logits = self.text(self.weights, self.state, jnp.asarray(meta))
+        return np.asarray(logits)[: len(ids)]
+
+    def media(self, case: Case, start: int, stop: int) -> ChunkMedia:
+        rows, sees = np.full(stop, -1), np.arange(stop)
+        for image, own in zip(case.images, case.rows, strict=True):
+            left = iter(own)
+            for first, count in image.spans:
+                for position in range(first, first + count):
+                    row = next(left)
+                    if position < stop:
+                        rows[position], sees[position] = row, first + count - 1
+        found = ChunkMedia(feature_rows=rows[start:].tolist())
+        if case.rope is not None:
+            extra = np.arange(len(case.ids), max(stop, len(case.ids))) + case.rope_delta
+            whole = np.concatenate([case.rope, np.tile(extra, (3, 1))], axis=1)
+            found = replace(found, rope=whole[:, start:stop].T.tolist())
+        if self.info.is_whole:
+            found = replace(found, sees_to=sees[start:].tolist())
+        return found
+
+    def prefill(self, case: Case, cuts: tuple[int, ...] = ()) -> np.ndarray:
+        bounds = (0, *cuts, len(case.ids))
+        pairs = zip(bounds, bounds[1:], strict=False)
+        return np.concatenate([self.run(case, a, case.ids[a:b]) for a, b in pairs])
+
+    def decode(self, case: Case, logits: np.ndarray, count: int) -> list[int]:
+        """Greedy tokens behind the prompt."""
+        tokens = [int(np.argmax(logits))]
+        while len(tokens) < count:
+            start = len(case.ids) + len(tokens) - 1
+            tokens.append(int(np.argmax(self.run(case, start, np.asarray(tokens[-1:]))[-1])))
+        return tokens
