@@ -33,20 +33,23 @@ UNRAGGED = BucketSet(
 KINDS = {"cpu": RAGGED, "reference": RAGGED, "unragged": UNRAGGED}
 
 
-def make_runner(kind, family="llama"):
+def make_runner(kind, family="llama", open_draft=None):
+    """A runner with the target as its own draft, or with what open_draft(checkpoint, spec) is."""
     kernels = "cpu" if kind == "cpu" else "reference"
     if kernels == "cpu" and not library.register():
         pytest.skip("the kernels are not built")
     checkpoint = open_checkpoint(GOLDENS / family)
     spec = resolve(checkpoint.config)
-    draft = DraftSpec("draft_model", spec)
+    drafts_from, draft = checkpoint, DraftSpec("draft_model", spec)
+    if open_draft is not None:
+        drafts_from, draft = open_draft(checkpoint, spec)
     sizes = Sizes(
         dtype="float32", kernels=kernels, max_model_len=LENGTH, max_num_seqs=2, block_tokens=32,
         block_count=9, kv_layout="block", buckets=KINDS[kind], logprobs_max=2, edits_max=8,
         draft=draft,
     )  # fmt: skip
     packed = dict(pack_weights(checkpoint, spec, "float32", kernels))
-    packed |= pack_draft(checkpoint, draft, "float32", kernels, is_quantised=False)
+    packed |= pack_draft(drafts_from, draft, "float32", kernels, is_quantised=False)
     table = programs(spec, sizes)
     state = {name: jnp.zeros(s.shape, s.dtype) for name, s in table[0].arguments[1].items()}
     info = RunnerInfo(

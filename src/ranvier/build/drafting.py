@@ -5,27 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.build.pack import pack_weights, weight_shapes
 from ranvier.models.draft import DraftSpec
+from ranvier.models.spec import DecoderSpec
 from ranvier.nn.draft import PREFIX, Drafter
 from ranvier.nn.draft_model import ModelDrafter
+from ranvier.nn.eagle import EagleDrafter
 from ranvier.nn.kernels.linear.pack import DTYPES
 from ranvier.nn.kernels.table import CacheShapes, Kernels
 from ranvier.weights.checkpoint import Checkpoint
+from ranvier.weights.drafts.eagle import EagleCheckpoint
 
 __all__ = ["draft_state", "draft_weight_shapes", "make_drafter", "pack_draft"]
 
 
-def make_drafter(draft: DraftSpec, kernels: Kernels, dtype: str) -> Drafter:
-    """The function that drafts inside a step."""
+def make_drafter(draft: DraftSpec, target: DecoderSpec, kernels: Kernels, dtype: str) -> Drafter:
+    """The function that drafts inside a step of `target`."""
+    if draft.eagle is not None:
+        return EagleDrafter(draft.eagle, target, kernels, DTYPES[dtype])
     return ModelDrafter(draft.spec, kernels, DTYPES[dtype])
 
 
 def draft_weight_shapes(draft: DraftSpec, dtype: str, kernels: str) -> dict[str, tuple[Any, Any]]:
     """(shape, numpy dtype) of the drafter's own weights, by name."""
-    return _named(weight_shapes(draft.spec, dtype, kernels))
+    shapes = weight_shapes(draft.spec, dtype, kernels)
+    if draft.eagle is not None and draft.eagle.is_reduced:
+        shapes["ids"] = (draft.eagle.draft_vocab,), np.int32
+    return _named(shapes)
 
 
 def draft_state(cache: CacheShapes) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -36,10 +45,13 @@ def draft_state(cache: CacheShapes) -> dict[str, tuple[tuple[int, ...], str]]:
 def pack_draft(
     checkpoint: Checkpoint, draft: DraftSpec, dtype: str, kernels: str, *, is_quantised: bool
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """As pack_weights, of the drafter's checkpoint."""
+    """As pack_weights, of the drafter's checkpoint; a head's own is an EagleCheckpoint."""
     packed = pack_weights(checkpoint, draft.spec, dtype, kernels, is_quantised=is_quantised)
     for name, array in packed:
         yield f"{PREFIX}{name}", array
+    if draft.eagle is not None and draft.eagle.is_reduced:
+        assert isinstance(checkpoint, EagleCheckpoint)
+        yield f"{PREFIX}ids", checkpoint.ids()
 
 
 def _named(found: Mapping[str, Any]) -> dict[str, Any]:

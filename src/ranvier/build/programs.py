@@ -156,7 +156,7 @@ def programs(
         for name, (shape, kind) in state_shapes(spec, sizes).items()
     }
     kind = DTYPES[sizes.dtype]
-    drafter = None if sizes.draft is None else make_drafter(sizes.draft, kernels, sizes.dtype)
+    drafter = None if sizes.draft is None else make_drafter(sizes.draft, spec, kernels, sizes.dtype)
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
         layout = shape.layout(sizes.block_tokens, sizes.max_model_len, sizes.vision)

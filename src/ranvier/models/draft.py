@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ranvier.core.errors import ConfigError
+from ranvier.models.eagle import EagleSpec
 from ranvier.models.spec import DecoderSpec
 
 __all__ = ["DraftSpec", "check_pair"]
@@ -13,10 +14,14 @@ __all__ = ["DraftSpec", "check_pair"]
 
 @dataclass(frozen=True)
 class DraftSpec:
-    """How a draft is made on the device, and of what: `spec` has its numbers and arrays."""
+    """How a draft is made on the device, and of what: `spec` has its numbers and arrays.
+
+    `eagle`: what else there is to know of a head; its `decoder` is `spec`.
+    """
 
     method: Literal["draft_model", "eagle", "eagle3"]
     spec: DecoderSpec
+    eagle: EagleSpec | None = None
 
 
 def check_pair(target: DecoderSpec, draft: DecoderSpec) -> None:
