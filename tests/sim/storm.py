@@ -5,12 +5,13 @@ By hand: python -m tests.sim.storm SEED [SEED ...]
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 from dataclasses import dataclass, field
 
 from ranvier.core.buckets import BucketSet
-from ranvier.core.config import EngineConfig
+from ranvier.core.config import EngineConfig, Method, SpeculationConfig
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
@@ -26,6 +27,7 @@ LENGTH_MAX = 96
 TURNS_MAX = 20_000
 RAGGED = BucketSet(tokens=(1, 8, 32))
 UNRAGGED = BucketSet(prefill_tokens=(8, 32), decode_rows=(1, 4, 8), contexts=(16, 48, 96))
+DRAFTS = 3
 Key = tuple[str, int]
 
 
@@ -43,6 +45,22 @@ class Scenario:
     loss_rate: float = 0.0
     cancel_rate: float = 0.0
     is_ragged: bool = True
+    method: Method | None = None
+    """How tokens are guessed."""
+
+    @property
+    def vocab(self) -> int:
+        """Few tokens, where guesses from the history are to stand now and then."""
+        return 3 if self.method == "ngram" else VOCAB
+
+    @property
+    def buckets(self) -> BucketSet:
+        own = RAGGED if self.is_ragged else UNRAGGED
+        if self.method is None:
+            return own
+        has_drafter = self.method != "ngram"
+        counts = (1, DRAFTS) if has_drafter or not self.is_ragged else ()
+        return dataclasses.replace(own, drafts=counts, lookahead=DRAFTS, has_drafter=has_drafter)
 
     @property
     def command(self) -> str:
@@ -58,6 +76,18 @@ class Outcome:
     scored: dict[str, list[int]] = field(default_factory=dict)
     """Prompt tokens that were scored, by request."""
     preemptions: int = 0
+    accepted: int = 0
+
+
+class Weather:
+    """A clock that goes on by chance, from a seed: what a policy measures is never the same."""
+
+    def __init__(self, seed: int) -> None:
+        self._now_s, self._random = 0.0, random.Random(seed)
+
+    def now_s(self) -> float:
+        self._now_s += self._random.random() * 1e-3
+        return self._now_s
 
 
 def scenarios(seed: int) -> list[Scenario]:
@@ -83,10 +113,10 @@ def scenarios(seed: int) -> list[Scenario]:
 def workload(scenario: Scenario) -> list[Request]:
     """Prompts that share heads, of every length, greedy and drawn, some with n > 1."""
     rng = random.Random(scenario.seed)
-    shared = [rng.randrange(VOCAB) for _ in range(24)]
+    shared = [rng.randrange(scenario.vocab) for _ in range(24)]
     found = []
     for i in range(scenario.requests):
-        own = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 50))]
+        own = [rng.randrange(scenario.vocab) for _ in range(rng.randint(1, 50))]
         params = SamplingParams(
             temperature=rng.choice([0.0, 1.0]),
             max_tokens=rng.randint(1, 20),
@@ -106,13 +136,13 @@ def workload(scenario: Scenario) -> list[Request]:
     return found
 
 
-def expected(request: Request, index: int) -> list[int]:
+def expected(request: Request, index: int, vocab: int = VOCAB) -> list[int]:
     """What the simulated model says of the request, alone."""
     params, tokens = request.params, list(request.prompt_token_ids)
     seed = derive_seed(request.seed, index)
     for _ in range(params.max_tokens or 0):
         draw = 0.0 if params.is_greedy else uniform(seed, len(tokens))
-        tokens.append(next_token(tokens, draw, VOCAB))
+        tokens.append(next_token(tokens, draw, vocab))
     return tokens[len(request.prompt_token_ids) :]
 
 
@@ -140,15 +170,16 @@ def _run(scenario: Scenario) -> Outcome:
     else:
         raise AssertionError("the engine did not come to an end")
     outcome.preemptions = engine.stats().preemptions
+    outcome.accepted = engine.stats().accepted_tokens
     _check(scenario, engine, requests, outcome)
     return outcome
 
 
 def _engine(scenario: Scenario) -> Engine:
     info = RunnerInfo(
-        buckets=RAGGED if scenario.is_ragged else UNRAGGED, rows_max=8, block_tokens=4,
+        buckets=scenario.buckets, rows_max=8, block_tokens=4,
         block_count=scenario.blocks,
-        model_len_max=LENGTH_MAX, vocab_size=VOCAB, logprobs_max=4, edits_max=64,
+        model_len_max=LENGTH_MAX, vocab_size=scenario.vocab, logprobs_max=4, edits_max=64,
     )  # fmt: skip
     runner = SimulatedRunner(
         info,
@@ -158,9 +189,10 @@ def _engine(scenario: Scenario) -> Engine:
         seed=scenario.seed,
     )
     config = EngineConfig(
-        max_num_batched_tokens=32, enable_prefix_caching=scenario.caching, order=scenario.order
-    )
-    return Engine(runner, config)
+        max_num_batched_tokens=32, enable_prefix_caching=scenario.caching, order=scenario.order,
+        speculation=SpeculationConfig(method=scenario.method) if scenario.method else None,
+    )  # fmt: skip
+    return Engine(runner, config, Weather(scenario.seed))
 
 
 def _take(engine: Engine, outcome: Outcome) -> None:
@@ -189,7 +221,7 @@ def _check(scenario: Scenario, engine: Engine, requests: list[Request], outcome:
     assert set(outcome.reasons.values()) <= allowed
     for request in requests:
         for index in range(request.params.n):
-            key, want = (request.request_id, index), expected(request, index)
+            key, want = (request.request_id, index), expected(request, index, scenario.vocab)
             got = outcome.tokens[key]
             assert got == want[: len(got)], f"{key}: {got}, not {want}"
             if outcome.reasons[key] == "length":

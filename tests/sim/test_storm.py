@@ -33,6 +33,15 @@ def test_both_orders_give_the_same_tokens(seed, caching):
     assert first.reasons == second.reasons
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_guesses_change_no_token_in_any_weather(seed, method):
+    accepted = 0
+    for scenario in storm.scenarios(seed):
+        accepted += storm.run(dataclasses.replace(scenario, method=method)).accepted
+    assert accepted > 100
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1000, 1200))
 def test_many_storms(seed):
@@ -41,6 +50,6 @@ def test_many_storms(seed):
 
 
 def test_a_failure_names_one_command_with_its_seed(monkeypatch):
-    monkeypatch.setattr(storm, "expected", lambda request, index: [-1] * 20)
+    monkeypatch.setattr(storm, "expected", lambda request, index, vocab: [-1] * 20)
     with pytest.raises(AssertionError, match="python -m tests.sim.storm 3"):
         storm.run(storm.Scenario(3))

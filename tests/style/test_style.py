@@ -16,7 +16,8 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 MAY_IMPORT = {
     "core": set(),
-    "schedule": {"core"},
+    "speculate": {"core"},
+    "schedule": {"core", "speculate"},
     "text": {"core"},
     "media": {"core"},
     "engine": {"core", "schedule", "text"},
@@ -36,8 +37,8 @@ MAY_IMPORT = {
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
 NO_JAX = (
-    "core", "schedule", "engine", "link", "text", "media", "server", "sim", "weights", "artifact",
-    "targets", "client", "bench", "quantize",
+    "core", "speculate", "schedule", "engine", "link", "text", "media", "server", "sim", "weights",
+    "artifact", "targets", "client", "bench", "quantize",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

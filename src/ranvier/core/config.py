@@ -7,7 +7,21 @@ from typing import Literal
 
 from ranvier.core.limits import LIMITS
 
-__all__ = ["EngineConfig"]
+__all__ = ["EngineConfig", "Method", "SpeculationConfig"]
+
+Method = Literal["ngram", "draft_model", "eagle", "eagle3"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculationConfig:
+    """How tokens are guessed; how many at most is in the buckets."""
+
+    method: Method
+    """ngram guesses on the host, the others in the step's own program."""
+    lookup_min: int = 2
+    """ngram: tokens of the shortest end that is looked up in what came before."""
+    lookup_max: int = 5
+    """ngram: of the longest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,3 +36,5 @@ class EngineConfig:
     """Queued requests before admission answers 503."""
     order: Literal["plain", "overlapped"] = "plain"
     """overlapped: plan and launch step n+1 before the result of step n is taken."""
+    speculation: SpeculationConfig | None = None
+    """None: every token comes from a step of its own."""

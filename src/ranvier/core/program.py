@@ -7,10 +7,9 @@ from. Knows nothing of jax.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
-from ranvier.core.buckets import BucketSet
+from ranvier.core.buckets import BucketSet, smallest
 from ranvier.core.layout import MetaLayout
 from ranvier.core.media import VisionInfo
 
@@ -66,8 +65,14 @@ class ProgramShape:
 
 
 def step_shape(buckets: BucketSet, rows_max: int, size: int, draft: int = 0) -> ProgramShape:
-    """The ragged program of a bucket; its samples allow for drafts that are verified."""
-    rows, samples = min(size, rows_max), min(size, rows_max * (1 + buckets.lookahead))
+    """The ragged program of a bucket; its samples allow for drafts that are verified.
+
+    Steps larger than a decode step of every row do not draft: prefill fills them.
+    """
+    decoded = rows_max * (1 + buckets.lookahead)
+    if size > smallest(buckets.tokens, min(decoded, buckets.tokens[-1])):
+        draft = 0
+    rows, samples = min(size, rows_max), min(size, decoded)
     return ProgramShape("step", size, rows, 0, samples, draft, _verified(buckets))
 
 
@@ -83,24 +88,16 @@ def decode_shape(buckets: BucketSet, rows: int, context: int, draft: int = 0) ->
 
 
 def program_shapes(buckets: BucketSet, rows_max: int) -> tuple[ProgramShape, ...]:
-    """Every program of a bucket set: steps, then prefills, then decodes, ascending.
-
-    Steps larger than a decode step of every row do not draft: prefill fills them.
-    """
-    decoded = rows_max * (1 + buckets.lookahead)
-    drafting = buckets.drafts if buckets.has_drafter else ()
-    steps = [
-        step_shape(buckets, rows_max, size, k)
-        for smaller, size in pairwise((0, *buckets.tokens))
-        for k in (0, *(drafting if smaller < decoded else ()))
-    ]
+    """Every program of a bucket set: steps, then prefills, then decodes, ascending."""
+    drafting = (0, *buckets.drafts) if buckets.has_drafter else (0,)
+    steps = [step_shape(buckets, rows_max, t, k) for t in buckets.tokens for k in drafting]
     prefills = [prefill_shape(buckets, t, c) for t, c in buckets.prefill_programs]
     decodes = [
         decode_shape(buckets, r, c, k)
         for r, c in buckets.decode_programs
         for k in (0, *buckets.drafts)
     ]
-    return (*steps, *prefills, *decodes)
+    return (*dict.fromkeys(steps), *prefills, *decodes)
 
 
 def encoder_shapes(vision: VisionInfo | None) -> tuple[ProgramShape, ...]:

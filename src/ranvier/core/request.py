@@ -80,5 +80,10 @@ class EngineStats(msgspec.Struct, kw_only=True):
     steps: int = 0
     padding_tokens: int = 0
     compiles_after_ready: int = 0
+    drafts: int = 0
+    """Times that a sequence's drafts were verified."""
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_position: list[int] = []
     step_tokens: list[int] = []
     host_ms_p50: float = 0.0

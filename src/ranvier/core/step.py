@@ -8,7 +8,7 @@ owns it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -197,8 +197,7 @@ class RunnerInfo:
 
     def step(self, tokens: int, draft: int = 0) -> ProgramShape:
         """The program of a ragged step; it does not draft where no program of its size does."""
-        shape = step_shape(self.buckets, self.rows_max, self.buckets.step(tokens), draft)
-        return shape if not draft or shape in self.programs else replace(shape, draft=0)
+        return step_shape(self.buckets, self.rows_max, self.buckets.step(tokens), draft)
 
     def prefill(self, tokens: int, context: int) -> ProgramShape:
         """The program of one sequence's chunk that ends at `context`."""

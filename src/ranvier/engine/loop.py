@@ -36,7 +36,8 @@ class Engine:
         self._clock = clock or MonotonicClock()
         self._live: dict[str, list[Sequence]] = {}
         self._siblings: dict[str, list[Sequence]] = {}
-        self._flying: deque[tuple[Launch, object]] = deque()
+        self._flying: deque[tuple[Launch, object, float]] = deque()
+        self._freed_s = 0.0
         self._events: list[Event] = []
         self._counts = EngineStats()
         self._host_ms: deque[float] = deque(maxlen=HOST_SAMPLES)
@@ -94,6 +95,10 @@ class Engine:
         counts.blocks_total, counts.blocks_free = pool.total, pool.free
         counts.prefix_queries, counts.prefix_hits = pool.queries, pool.hits
         counts.preemptions = self.scheduler.preemptions
+        speculation = self.scheduler.speculation
+        counts.drafts, counts.draft_tokens = speculation.drafts, speculation.draft_tokens
+        counts.accepted_tokens = sum(speculation.accepted)
+        counts.accepted_per_position = list(speculation.accepted)
         counts.host_ms_p50 = median(self._host_ms) if self._host_ms else 0.0
         return counts
 
@@ -121,26 +126,32 @@ class Engine:
         for sequence, _, _ in launch.parts:
             if sequence.started_s is None:
                 sequence.started_s = start_s
-        self._host_ms.append((self._clock.now_s() - start_s) * 1e3)
+        planned_s = self._clock.now_s()
+        self._host_ms.append((planned_s - start_s) * 1e3)
         try:
             handle = self.runner.dispatch(launch.plan)
         except DeviceError as error:
             self._fail(launch, error)
             return False
-        self._flying.append((launch, handle))
+        self._flying.append((launch, handle, planned_s))
         self._counts.steps += 1
         self._counts.padding_tokens += launch.plan.program.tokens - launch.plan.token_count
         self._step_tokens.append(launch.plan.token_count)
         return True
 
     def _collect(self) -> None:
-        launch, handle = self._flying.popleft()
+        launch, handle, planned_s = self._flying.popleft()
         try:
             result = self.runner.collect(handle)
         except DeviceError as error:
             self._fail(launch, error)
             return
         start_s = self._clock.now_s()
+        if launch.is_decode:
+            took_ms = (start_s - max(planned_s, self._freed_s)) * 1e3
+            draft, tokens = launch.plan.program.draft, launch.plan.token_count
+            self.scheduler.speculation.policy.measured(draft, tokens, took_ms)
+        self._freed_s = start_s
         self._emit(self.scheduler.commit(launch, result))
         self._release_siblings(launch)
         if self._host_ms:

@@ -1,14 +1,15 @@
 """Outline: a step being put together within the limits of one kind of program.
 
 A ragged step takes any mix. A prefill step takes one sequence's chunk. A decode step takes one
-token a sequence: those that generate, and prompts whose tokens are scored, as only a row of its own
-gives each token's logits.
+token a sequence, and its drafts: those that generate, and prompts whose tokens are scored, as only
+a row of its own gives each token's logits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ranvier.core.buckets import smallest
 from ranvier.core.program import Family, ProgramShape
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan
 from ranvier.schedule.sequence import Sequence
@@ -18,10 +19,14 @@ __all__ = ["Launch", "Outline", "Row"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sample of a plan: whose it is, and which prompt token it scores (-1: it draws)."""
+    """One sample of a plan: whose it is, and which prompt token it scores (-1: it draws).
+
+    `drafts` are verified by the samples that follow.
+    """
 
     sequence: Sequence
     scored: int = -1
+    drafts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +34,28 @@ class Launch:
     """A plan with what commit needs to read its result."""
 
     plan: StepPlan
-    rows: list[Row]
+    rows: list[Row | None]
+    """Of each sample; None: its row is that of an earlier one, whose drafts it verifies."""
     parts: list[tuple[Sequence, int, int]]
-    """(sequence, its epoch, tokens computed after this step)."""
+    """(sequence, its epoch, tokens computed after this step whatever becomes of drafts)."""
+    is_decode: bool
+    """Whether it takes no chunk of a prompt."""
 
 
 class Outline:
-    """Sequences and token counts of one step; `launch` makes the plan."""
+    """Sequences and token counts of one step; `launch` makes the plan.
 
-    def __init__(self, info: RunnerInfo, family: Family, tokens_max: int) -> None:
+    `draft`: how many tokens a sequence the program is to draft, or to take in a decode row.
+    """
+
+    def __init__(self, info: RunnerInfo, family: Family, tokens_max: int, draft: int = 0) -> None:
         self._info = info
         self._family = family
-        self._left = info.rows_max if family == "decode" else tokens_max
-        self._rows_left = 1 if family == "prefill" else info.rows_max
+        self._draft = draft
+        seen = 1 + info.buckets.lookahead
+        self._left = info.rows_max * seen if family == "decode" else tokens_max
+        rows = {"prefill": 1, "decode": info.rows_max, "step": info.rows_max * seen}
+        self._rows_left = rows[family]
         self._parts: dict[int, tuple[Sequence, int]] = {}
 
     @property
@@ -56,62 +70,89 @@ class Outline:
         """How many tokens of a sequence this step may take."""
         if not self.has_room or sequence.must_wait:
             return 0
-        is_scoring = sequence.is_scoring_prompt
+        is_scoring, wanted = sequence.is_scoring_prompt, sequence.left + len(sequence.drafts)
         if self._family == "step":
-            return min(sequence.left, self._left, self._rows_left if is_scoring else self._left)
+            rows = self._rows_left if is_scoring or sequence.drafts else self._left
+            return min(wanted, self._left, rows)
         is_decode = is_scoring or (sequence.left == 1 and sequence.planned > 0)
         if is_decode != (self._family == "decode"):
             return 0
-        return min(sequence.left, self._left, 1 if is_decode else self._left)
+        if is_decode:
+            return 1 if is_scoring else min(wanted, 1 + self._draft)
+        return min(wanted, self._left)
 
     def add(self, sequence: Sequence, count: int) -> None:
+        """Take `count` tokens of a sequence; drafts that find no room are dropped."""
+        del sequence.drafts[max(count - sequence.left, 0) :]
         self._parts[id(sequence)] = (sequence, count)
         self._left -= count
-        self._rows_left -= _rows(sequence, count)
+        self._rows_left -= self._rows(sequence, count)
 
     def remove(self, sequence: Sequence) -> None:
         part = self._parts.pop(id(sequence), None)
         if part is not None:
             self._left += part[1]
-            self._rows_left += _rows(sequence, part[1])
+            self._rows_left += self._rows(sequence, part[1])
 
     def launch(self) -> Launch | None:
         """Freeze the plan and advance the sequences to after it."""
         chunks: list[Chunk] = []
         samples: list[Sample] = []
-        rows: list[Row] = []
+        rows: list[Row | None] = []
         parts = []
+        is_decode = all(sequence.is_decoding for sequence, _ in self._parts.values())
         for sequence, count in self._parts.values():
             if not count:
                 continue
             _add_rows(sequence, count, len(chunks), samples, rows)
-            chunks.append(_chunk(sequence, count))
-            sequence.planned += count
+            chunks.append(self._chunk(sequence, count))
+            sequence.planned += count - len(sequence.drafts)
             parts.append((sequence, sequence.epoch, sequence.planned))
             if not sequence.left and sequence.request.params.max_tokens != 0:
                 sequence.awaited += 1
                 sequence.awaited_sample = len(samples) - 1
         if not chunks:
             return None
-        return Launch(StepPlan(self._program(chunks), chunks, samples), rows, parts)
+        return Launch(StepPlan(self._program(chunks), chunks, samples), rows, parts, is_decode)
 
     def _program(self, chunks: list[Chunk]) -> ProgramShape:
+        info, buckets = self._info, self._info.buckets
         tokens = sum(len(chunk.token_ids) for chunk in chunks)
         context = max(chunk.start + len(chunk.token_ids) for chunk in chunks)
         if self._family == "prefill":
-            return self._info.prefill(tokens, context)
+            return info.prefill(tokens, context)
+        draft = self._draft if buckets.has_drafter else max(chunk.drafts for chunk in chunks)
         if self._family == "decode":
-            return self._info.decode(tokens, context)
-        return self._info.step(tokens)
+            # A row takes all its drafts' places, and a drafter goes on behind them if it can.
+            draft = smallest((0, *buckets.drafts), draft)
+            needed = max(chunk.start for chunk in chunks) + 1 + draft
+            context = max(needed, min(needed + buckets.has_drafter * draft, buckets.contexts[-1]))
+            return info.decode(len(chunks), context, draft)
+        return info.step(tokens, draft if buckets.has_drafter else 0)
 
+    def _rows(self, sequence: Sequence, count: int) -> int:
+        """Rows that a part takes: sequences of a decode step, samples of others."""
+        if self._family == "decode":
+            return 1
+        return count if sequence.is_scoring_prompt else 1 + len(sequence.drafts)
 
-def _rows(sequence: Sequence, count: int) -> int:
-    """Sample rows that a part takes at most."""
-    return count if sequence.is_scoring_prompt else 1
+    def _chunk(self, sequence: Sequence, count: int) -> Chunk:
+        start, blocks, drafts = sequence.planned, list(sequence.blocks), sequence.drafts
+        if sequence.awaited:
+            return Chunk(start, [0], blocks, sequence.awaited_sample)
+        known = sequence.tokens[start : start + count]
+        if not self._info.buckets.has_drafter:
+            return Chunk(start, [*known, *drafts], blocks, drafts=len(drafts))
+        follows = sequence.tokens[start + count : start + count + 1] or [0]
+        uniforms = sequence.uniforms(self._info.buckets.lookahead + self._draft)
+        return Chunk(
+            start, [*known, *drafts], blocks, drafts=len(drafts), next_id=follows[0],
+            uniforms=uniforms if self._draft else [],
+        )  # fmt: skip
 
 
 def _add_rows(
-    sequence: Sequence, count: int, chunk: int, samples: list[Sample], rows: list[Row]
+    sequence: Sequence, count: int, chunk: int, samples: list[Sample], rows: list[Row | None]
 ) -> None:
     start = sequence.planned
     if sequence.is_scoring_prompt:
@@ -119,13 +160,7 @@ def _add_rows(
             target = start + offset + 1
             samples.append(sequence.score(chunk, offset, sequence.tokens[target]))
             rows.append(Row(sequence, target))
-    if count == sequence.left and sequence.request.params.max_tokens != 0:
-        samples.append(sequence.sample(chunk, count - 1))
-        rows.append(Row(sequence))
-
-
-def _chunk(sequence: Sequence, count: int) -> Chunk:
-    start = sequence.planned
-    if sequence.awaited:
-        return Chunk(start, [0], list(sequence.blocks), sequence.awaited_sample)
-    return Chunk(start, sequence.tokens[start : start + count], list(sequence.blocks))
+    if count >= sequence.left and sequence.request.params.max_tokens != 0:
+        drafts = tuple(sequence.drafts)
+        samples += sequence.samples(chunk, sequence.left - 1)
+        rows += [Row(sequence, drafts=drafts), *[None] * len(drafts)]

@@ -16,6 +16,7 @@ from ranvier.core.step import RunnerInfo, Sample, StepResult
 from ranvier.schedule.blocks import BlockPool, block_count
 from ranvier.schedule.outline import Launch, Outline, Row
 from ranvier.schedule.sequence import Sequence
+from ranvier.schedule.speculation import Speculation
 
 __all__ = ["Scheduler"]
 
@@ -38,6 +39,7 @@ class Scheduler:
         self.preemptions = 0
         self._tokens_max = min(config.max_num_batched_tokens, info.tokens_max)
         self._last: Family = "decode"
+        self.speculation = Speculation(info, config.speculation)
 
     def check(self, request: Request) -> None:
         """Raise RequestError for what can never run here."""
@@ -57,6 +59,7 @@ class Scheduler:
 
     def plan(self) -> Launch | None:
         """Choose the next step, or None when nothing can run."""
+        self.speculation.plan(self.running)
         for family in self._families():
             launch = self._plan(family)
             if launch is not None:
@@ -71,7 +74,7 @@ class Scheduler:
         return ("decode", "prefill") if self._last == "prefill" else ("prefill", "decode")
 
     def _plan(self, family: Family) -> Launch | None:
-        outline = Outline(self.info, family, self._tokens_max)
+        outline = Outline(self.info, family, self._tokens_max, self.speculation.count)
         for sequence in list(self.running):
             if sequence in self.running:
                 self._extend(outline, sequence)
@@ -85,18 +88,18 @@ class Scheduler:
         return outline.launch()
 
     def commit(self, launch: Launch, result: StepResult) -> list[Event]:
-        """Take a step's result: append tokens, finish, remember full blocks."""
+        """Take a step's result: append tokens and drafts that stood, finish, remember blocks."""
         for sequence, epoch, computed in launch.parts:
             if sequence.epoch == epoch and not sequence.is_done:
                 sequence.computed = computed
         events = []
         for i, row in enumerate(launch.rows):
+            if row is None:
+                continue
             if row.scored >= 0:
                 self._score(row, _logprobs(launch.plan.samples[i], result, i))
-                continue
-            event = self._append(row, i, launch, result)
-            if event is not None:
-                events.append(event)
+            elif not row.sequence.is_done:
+                events += self._append(row, i, launch, result)
         for sequence, epoch, _ in launch.parts:
             if sequence.epoch == epoch and not sequence.is_done:
                 self._remember(sequence)
@@ -134,7 +137,9 @@ class Scheduler:
         return True
 
     def _extend(self, outline: Outline, sequence: Sequence) -> None:
-        count = outline.grant(sequence)
+        count = 0 if self.speculation.waits(sequence) else outline.grant(sequence)
+        if sequence.drafts and count > 1 and not self._reserve(sequence, count):
+            count = 1  # no block is taken from another for the sake of a guess
         while count and not self._reserve(sequence, count):
             victim = self.running[-1]
             outline.remove(victim)
@@ -145,12 +150,16 @@ class Scheduler:
             outline.add(sequence, count)
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
-        needed = block_count(sequence.planned + count, self.info.block_tokens)
-        blocks = self.pool.take(max(needed - len(sequence.blocks), 0))
-        if blocks is None:
-            return False
-        sequence.blocks.extend(blocks)
-        return True
+        needed, ahead = sequence.planned + count, 0
+        if self.info.buckets.has_drafter:  # what it writes ahead is worth free blocks, no others
+            ahead = min(self.info.buckets.lookahead, self.info.model_len_max - needed)
+        for end in (needed + ahead, needed):
+            missing = block_count(end, self.info.block_tokens) - len(sequence.blocks)
+            blocks = self.pool.take(max(missing, 0))
+            if blocks is not None:
+                sequence.blocks.extend(blocks)
+                return True
+        return False
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
@@ -183,12 +192,30 @@ class Scheduler:
         if found is not None and not row.sequence.is_done and len(found) == row.scored:
             found.append(entry)
 
-    def _append(self, row: Row, i: int, launch: Launch, result: StepResult) -> Event | None:
-        sequence = row.sequence
-        if sequence.is_done:
-            return None
+    def _append(self, row: Row, i: int, launch: Launch, result: StepResult) -> list[Event]:
+        """The tokens of a sequence: one, and one more for each draft that stood."""
+        sequence, part = row.sequence, launch.plan.samples[i].chunk
+        is_whole = launch.parts[part][1] == sequence.epoch
         sequence.awaited -= 1
         sequence.awaited_sample = -1 if not sequence.awaited else sequence.awaited_sample
+        sequence.drafts, events, stood = [], [self._take(sequence, i, launch, result)], 0
+        for j, draft in enumerate(row.drafts):
+            if draft != result.token_ids[i + j]:
+                break
+            stood += 1
+            if is_whole:
+                sequence.planned = sequence.computed = launch.parts[part][2] + stood
+            if sequence.is_done:
+                break
+            events.append(self._take(sequence, i + stood, launch, result))
+        if row.drafts:
+            self.speculation.verified(sequence, len(row.drafts), stood)
+        guesses = result.drafts
+        sequence.proposed = [] if guesses is None or not is_whole else guesses[part].tolist()
+        return events
+
+    def _take(self, sequence: Sequence, i: int, launch: Launch, result: StepResult) -> Event:
+        """Append one sampled token."""
         token = int(result.token_ids[i])
         sequence.append(token)
         entry = _logprobs(launch.plan.samples[i], result, i)

@@ -11,6 +11,8 @@ import numpy as np
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request, TokenLogprobs
 from ranvier.core.step import LogitEdits, Sample
+from ranvier.speculate.lookup import Lookup
+from ranvier.speculate.policy import Acceptance
 
 __all__ = ["Sequence"]
 
@@ -39,6 +41,12 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprobs | None] | None = (
             None if request.params.prompt_logprobs is None or index else [None]
         )
+        self.proposed: list[int] = []
+        """What the device guesses to come next."""
+        self.drafts: list[int] = []
+        """Guesses that the next step verifies."""
+        self.acceptance: Acceptance | None = None
+        self.lookup: Lookup | None = None
         self._counts: dict[int, int] = {}
         self._banned = _banned_ids(request)
 
@@ -57,7 +65,7 @@ class Sequence:
     def must_wait(self) -> bool:
         """Whether the next row needs a token that is still on the device: its edits count it."""
         p = self.request.params
-        follows = self._has_penalties or self.request.bad_word_ids
+        follows = self.drafts or self._has_penalties or self.request.bad_word_ids
         return self.awaited > 0 and bool(follows or p.min_tokens > self.output_count)
 
     @property
@@ -75,6 +83,12 @@ class Sequence:
         return len(self.tokens) + self.awaited - self.planned
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether the next step takes its last token alone, or that and drafts."""
+        is_generating = self.output_count + self.awaited > 0 and not self.is_scoring_prompt
+        return is_generating and self.left == 1 and self.planned > 0
+
+    @property
     def is_scoring_prompt(self) -> bool:
         """Whether prompt tokens' logits are wanted, so that each needs a sample row."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_count
@@ -88,7 +102,33 @@ class Sequence:
         """Forget the cache after preemption; known tokens are computed again."""
         self.blocks, self.digest, self.remembered = [], b"", 0
         self.planned = self.computed = 0
+        self.proposed, self.drafts = [], []
         self.epoch += 1
+
+    def room(self, model_len_max: int) -> int:
+        """How many drafts could all stand: one more token follows them."""
+        limit, left = self.request.params.max_tokens, model_len_max - len(self.tokens)
+        left = left if limit is None else min(left, limit - self.output_count)
+        return max(left - self.awaited - 1, 0)
+
+    def uniforms(self, count: int) -> list[float]:
+        """For the draws of a drafter, from the position after the next token's on."""
+        if self.request.params.is_greedy:
+            return []
+        first = len(self.tokens) + self.awaited + 1
+        return [uniform(self.seed, first + i) for i in range(count)]
+
+    def samples(self, chunk: int, offset: int) -> list[Sample]:
+        """The row that draws the next token, and one behind each draft as if it were output."""
+        found = [self.sample(chunk, offset)]
+        for i, token in enumerate(self.drafts, 1):
+            self.append(token)
+            found.append(self.sample(chunk, offset + i))
+        for _ in self.drafts:
+            token = self.tokens.pop()
+            if token in self._counts:
+                self._counts[token] -= 1
+        return found
 
     def sample(self, chunk: int, offset: int) -> Sample:
         """The row that draws the next token."""

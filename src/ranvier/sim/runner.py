@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,8 @@ class SimulatedRunner:
         self._late_fault_rate = late_fault_rate
         self._loss_rate = loss_rate
         self._epoch = 0
+        self.skill = 0.8
+        """Share of the simulated drafter's guesses that are right."""
         self.steps = 0
         self.encodings = 0
         self.features: dict[int, tuple[bytes, int]] = {}
@@ -76,7 +79,7 @@ class SimulatedRunner:
             self._write(chunk)
         tokens = [self._answer(plan, sample) for sample in plan.samples]
         self._sampled = tokens
-        return self._result(tokens), self._epoch
+        return self._result(tokens, self._guess(plan, tokens)), self._epoch
 
     def collect(self, handle: object) -> StepResult:
         if self._random.random() < self._late_fault_rate:
@@ -118,13 +121,16 @@ class SimulatedRunner:
         assert program in info.programs
         assert 0 < plan.token_count <= program.tokens
         assert len(plan.chunks) <= program.rows
-        assert len(plan.samples) <= program.rows
+        assert len(plan.samples) <= (program.samples or program.rows)
         written: set[tuple[int, int]] = set()
         for chunk in plan.chunks:
             assert chunk.slot in self._digests, f"slot {chunk.slot} holds no adapter"
             stop = chunk.start + len(chunk.token_ids)
             assert stop <= (program.context or info.model_len_max)
-            assert program.family != "decode" or len(chunk.token_ids) == 1
+            assert program.family != "decode" or len(chunk.token_ids) == 1 + chunk.drafts
+            if program.family == "decode":
+                row = program.tokens // program.rows
+                assert len(chunk.token_ids) <= row and chunk.start + row <= program.context
             assert len(chunk.block_ids) * info.block_tokens >= stop
             assert all(0 < block < info.block_count for block in chunk.block_ids)
             for position in range(chunk.start, stop):
@@ -162,7 +168,27 @@ class SimulatedRunner:
         digest = self._digests[chunk.slot]
         return next_token(history, sample.uniform, self._info.vocab_size, digest)
 
-    def _result(self, tokens: list[int]) -> StepResult:
+    def _guess(self, plan: StepPlan, tokens: list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """What a drafter that is mostly right says follows each chunk's new tokens."""
+        guesses = np.zeros((len(plan.chunks), plan.program.draft), np.int32)
+        for i, chunk in enumerate(plan.chunks if plan.program.draft else ()):
+            rows = [row for row, sample in enumerate(plan.samples) if sample.chunk == i]
+            if not rows or plan.samples[rows[0]].target_id >= 0:
+                continue
+            end = len(chunk.token_ids) - chunk.drafts
+            stood = 0
+            while stood < chunk.drafts and tokens[rows[stood]] == chunk.token_ids[end + stood]:
+                stood += 1
+            history = [*self._history(chunk, chunk.start + end + stood), tokens[rows[stood]]]
+            draws = [*chunk.uniforms, *[0.0] * (stood + plan.program.draft)][stood:]
+            for j in range(plan.program.draft):
+                token = next_token(history, draws[j], self._info.vocab_size)
+                token = token if self._random.random() < self.skill else 0
+                guesses[i, j] = token
+                history.append(token)
+        return guesses
+
+    def _result(self, tokens: list[int], drafts: np.ndarray[Any, np.dtype[np.int32]]) -> StepResult:
         count, top = len(tokens), self._info.logprobs_max
         ids = np.asarray(tokens, np.int32)
         return StepResult(
@@ -171,4 +197,5 @@ class SimulatedRunner:
             ranks=np.ones(count, np.int32),
             top_ids=np.repeat(ids[:, None], top, axis=1),
             top_logprobs=np.full((count, top), -1.0, np.float32),
+            drafts=drafts,
         )

@@ -1,0 +1,79 @@
+"""Speculation: which guesses the next step verifies, and how many the device is to make.
+
+Guesses come from the history of a sequence (ngram) or from the device, with the last step's result.
+The policy decides how many are worth it. None lies beyond the end of a context or of an output, so
+that the last tokens are decoded plainly.
+"""
+
+from __future__ import annotations
+
+from ranvier.core.config import SpeculationConfig
+from ranvier.core.step import RunnerInfo
+from ranvier.schedule.sequence import Sequence
+from ranvier.speculate.lookup import Lookup
+from ranvier.speculate.policy import Acceptance, Policy
+
+__all__ = ["Speculation"]
+
+
+class Speculation:
+    """Sets `drafts` of the sequences that decode; `count` is what a program has to hold a row."""
+
+    def __init__(self, info: RunnerInfo, config: SpeculationConfig | None) -> None:
+        buckets = info.buckets
+        self._info, self._config = info, config
+        self._counts = buckets.drafts or tuple(range(1, buckets.lookahead + 1))
+        self.policy = Policy(self._counts, has_drafter=buckets.has_drafter)
+        self._overall = Acceptance()
+        self.count = 0
+        self.drafts = self.draft_tokens = 0
+        self.accepted = [0] * buckets.lookahead
+
+    def plan(self, running: list[Sequence]) -> None:
+        """Choose for a step of the running sequences."""
+        self.count = 0
+        if self._config is None:
+            return
+        ready = [s for s in running if s.is_decoding]
+        guesses = [self._guess(s, self._config) for s in ready]
+        rates = [self._acceptance(s) for s in ready]
+        self.count = self.policy.choose(rates, [n for n, _ in guesses])
+        rows = [s for s in running if s.is_decoding or s.is_scoring_prompt]
+        if not self._info.is_ragged and not all(map(self._fits, rows)):
+            self.count = 0
+        for sequence, (_, tokens) in zip(ready, guesses, strict=True):
+            if not sequence.awaited:
+                sequence.drafts = tokens[: self.count]
+            if not self.count:
+                self._acceptance(sequence).fade()
+
+    def waits(self, sequence: Sequence) -> bool:
+        """Whether a sequence has to wait for a token that is on its way, to guess behind it."""
+        return self.count > 0 and sequence.awaited > 0
+
+    def verified(self, sequence: Sequence, drafted: int, stood: int) -> None:
+        """Of a sequence's drafts the first `stood` did."""
+        self._acceptance(sequence).add(stood, drafted)
+        self.drafts += 1
+        self.draft_tokens += drafted
+        for position in range(stood):
+            self.accepted[position] += 1
+
+    def _acceptance(self, sequence: Sequence) -> Acceptance:
+        if sequence.acceptance is None:
+            sequence.acceptance = Acceptance(self._overall)
+        return sequence.acceptance
+
+    def _guess(self, sequence: Sequence, config: SpeculationConfig) -> tuple[int, list[int]]:
+        """How many tokens a sequence may draft, and those there are."""
+        room = min(sequence.room(self._info.model_len_max), self._info.buckets.lookahead)
+        if self._info.buckets.has_drafter:
+            return room, sequence.proposed[:room]
+        if sequence.lookup is None:
+            sequence.lookup = Lookup(config.lookup_min, config.lookup_max)
+        found = sequence.lookup.guess(sequence.tokens, room) if room else []
+        return len(found), found
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a row of the largest context holds the sequence and its drafts."""
+        return sequence.planned + 1 + self.count <= self._info.buckets.contexts[-1]
