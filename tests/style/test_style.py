@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "sim": {"core", "schedule", "engine"},
     "client": {"core"},
     "bench": {"core", "engine", "text", "client"},
+    "cluster": {"core", "engine", "link"},
     "native": {"core"},
     "artifact": {"core"},
     "runtime": {"core", "artifact", "native", "targets"},

@@ -11,6 +11,7 @@ __all__ = [
     "ArtifactError",
     "CapacityError",
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "DamagedArtifact",
     "DeviceError",
@@ -121,6 +122,14 @@ class StateLost(DeviceError):
 
 class InternalError(RanvierError):
     """A bug in Ranvier."""
+
+
+class ClusterError(RanvierError):
+    """A rank is lost, or never came: every rank stops, and may be started again."""
+
+    status = 503
+    exit_code = 7
+    retryable = True
 
 
 class ServerError(RanvierError):

@@ -49,6 +49,12 @@ class Limits:
     """Time to fetch a picture over HTTP."""
     image_read_s: float = 5.0
     """Time to decode a picture and to make an encoder's input of it."""
+    handshake_s: float = 5.0
+    """Time for a rank to prove who it is."""
+    beat_s: float = 0.5
+    """Between two signs of life of a rank."""
+    silence_s: float = 7.0
+    """Without a sign of life after which a rank counts as lost; a slow link's delay is less."""
     json_depth_max: int = 64
     """Nesting of a request's JSON."""
     gguf_strings_max: int = 4_000_000

@@ -14,12 +14,19 @@ from typing import Protocol
 
 import msgspec
 
-from ranvier.core.errors import CapacityError, InternalError, RanvierError, RequestError
+from ranvier.core.errors import (
+    CapacityError,
+    ClusterError,
+    InternalError,
+    RanvierError,
+    RequestError,
+)
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.link.message import (
     HEAD_BYTES,
     Admit,
+    Alive,
     Cancel,
     Failure,
     FromEngine,
@@ -132,12 +139,20 @@ class SocketClient:
         self._heard_s = time.monotonic()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
         self._tasks: list[asyncio.Task[None]] = []
+        self._alive_s: float | None = None
         self.on_stats: Callable[[EngineStats], None] | None = None
+        self.lost = asyncio.Event()
+        """Set when there is no engine any more."""
+
+    @property
+    def error(self) -> RanvierError | None:
+        """Why there is no engine any more."""
+        return self._error
 
     async def start(self, receive: Receive) -> Ready:
         """Wait until the engine is ready. Raises what its start raised."""
         try:
-            while not isinstance(message := await self._next(), Ready):
+            while not isinstance(message := await self._next_alive(), Ready):
                 if isinstance(message, Failure):
                     raise message.error()
                 if isinstance(message, (Located, Phase)):
@@ -215,12 +230,26 @@ class SocketClient:
         except asyncio.IncompleteReadError:
             raise EOFError from None
 
+    async def _next_alive(self) -> FromEngine:
+        """The next message. Raises ClusterError when an engine that beats falls silent."""
+        limit_s = None if self._alive_s is None else LIMITS.silence_s
+        try:
+            message = await asyncio.wait_for(self._next(), limit_s)
+        except TimeoutError:
+            raise _silent(LIMITS.silence_s) from None
+        if isinstance(message, Alive):
+            self._alive_s = time.monotonic()
+        return message
+
     async def _listen(self) -> None:
         """Deliver messages until the connection ends."""
         error = InternalError("The engine process has died.", hint="Restart the server.")
         try:
             while True:
                 message = await self._next()
+                if isinstance(message, Alive):
+                    self._alive_s = time.monotonic()
+                    continue
                 self._heard_s = time.monotonic()
                 if isinstance(message, News):
                     self._take(message)
@@ -238,7 +267,11 @@ class SocketClient:
         """End what is open once the engine has been silent for too long."""
         while True:
             left_s = self._heard_s + self._stall_s - time.monotonic()
-            await asyncio.sleep(max(left_s, WATCH_S))
+            await asyncio.sleep(min(max(left_s, WATCH_S), LIMITS.beat_s))
+            if self._alive_s is not None and self._error is None:
+                silent_s = time.monotonic() - self._alive_s
+                if silent_s > LIMITS.silence_s:
+                    self._end(_silent(silent_s))
             trouble = self.trouble()
             if trouble is None or self._error is not None:
                 continue
@@ -266,5 +299,13 @@ class SocketClient:
         """No engine from here on."""
         if self._error is None:
             self._error = error
+            self.lost.set()
             for name in list(self._streams):
                 self._fail(name, error)
+
+
+def _silent(seconds: float) -> ClusterError:
+    return ClusterError(
+        f"The cluster stopped: rank 0's engine process has been silent for {seconds:.0f} s.",
+        hint="Every rank stops; a supervisor may start them again.",
+    )

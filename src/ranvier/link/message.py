@@ -15,6 +15,7 @@ from ranvier.core.errors import (
     ArtifactError,
     CapacityError,
     CheckpointError,
+    ClusterError,
     ConfigError,
     InternalError,
     ModelNotFound,
@@ -29,6 +30,7 @@ from ranvier.core.step import RunnerInfo
 __all__ = [
     "HEAD_BYTES",
     "Admit",
+    "Alive",
     "Cancel",
     "Failure",
     "FromEngine",
@@ -50,7 +52,14 @@ HEAD = struct.Struct(">I")
 HEAD_BYTES = HEAD.size
 KINDS: dict[str, type[RanvierError]] = {
     kind.__name__: kind
-    for kind in (ArtifactError, CheckpointError, ConfigError, InternalError, TargetError)
+    for kind in (
+        ArtifactError,
+        CheckpointError,
+        ClusterError,
+        ConfigError,
+        InternalError,
+        TargetError,
+    )  # fmt: skip
 }
 T = TypeVar("T")
 
@@ -130,6 +139,10 @@ class Ready(msgspec.Struct, tag="ready"):
     cache: dict[str, str] = {}
 
 
+class Alive(msgspec.Struct, tag="alive"):
+    """The process runs, whatever its loop does; rank 0 of a cluster says it at every beat."""
+
+
 class News(msgspec.Struct, tag="news"):
     """What a turn brought; without events a heartbeat. `stats` comes twice a second."""
 
@@ -145,7 +158,7 @@ class Refused(msgspec.Struct, tag="refused"):
 
 
 ToEngine = Admit | Cancel | ResetPrefixCache | Stop
-FromEngine = Failure | Located | News | Phase | Ready | Refused
+FromEngine = Alive | Failure | Located | News | Phase | Ready | Refused
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:

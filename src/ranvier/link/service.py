@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ranvier.core.errors import InternalError, RanvierError
+from ranvier.core.errors import ClusterError, InternalError, RanvierError
 from ranvier.core.request import Event
 from ranvier.engine.loop import Engine
 from ranvier.link.message import (
@@ -51,12 +51,15 @@ class EngineLink:
         self.commands: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
         self._connection = connection
         self._on_closed = on_closed
+        self._lock = threading.Lock()
         threading.Thread(target=self._read, name="engine reader", daemon=True).start()
 
     def send(self, message: FromEngine) -> None:
         """Blocks while the front does not read. A front that is gone is found by the reader."""
+        data = frame(message)
         try:
-            self._connection.sendall(frame(message))
+            with self._lock:
+                self._connection.sendall(data)
         except OSError:
             self.commands.put(None)
 
@@ -99,10 +102,16 @@ class EngineService:
         self._counted_s = 0.0
 
     def run(self) -> None:
-        """Serve until Stop or the end of the connection. Raises InternalError after telling it."""
+        """Serve until Stop or the end of the connection.
+
+        Raises InternalError and ClusterError, after telling them.
+        """
         try:
             while self._obey(is_idle=not self._engine.has_work):
                 self._tell(self._engine.turn())
+        except ClusterError as error:
+            self._link.send(Failure.of(error))
+            raise
         except Exception as error:
             LOG.exception("the engine loop failed")
             kind = type(error).__name__

@@ -1,0 +1,1 @@
+"""Processes and hosts: launch, membership, step broadcast, health, and routing over replicas."""
