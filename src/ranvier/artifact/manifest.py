@@ -39,6 +39,8 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """Hash of the resolved config."""
     weights: str
     """Revision of the checkpoint."""
+    draft: str = ""
+    """The drafter: method, hash of its config, revision, how its weights are kept."""
     target: str
     target_fingerprint: str
     """Compiler and runtime versions, CPU features, flags."""

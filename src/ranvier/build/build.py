@@ -21,10 +21,10 @@ from ranvier.artifact.lock import locked
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
 from ranvier.artifact.write import ArtifactWriter
+from ranvier.build.drafting import Source, with_draft
 from ranvier.build.pack import constants, pack_weights
 from ranvier.build.programs import Program, Sizes, model_numbers, programs
 from ranvier.core.errors import ArtifactError, CheckpointError
-from ranvier.models.spec import DecoderSpec
 from ranvier.native import library
 from ranvier.runtime.compat import serialize
 from ranvier.runtime.device import describe
@@ -38,12 +38,12 @@ SOURCES = ("nn", "models", "build", "native", "core/layout.py")
 Notice = Callable[[str], None]
 
 
-def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: str) -> ArtifactKey:
+def artifact_key(source: Source, sizes: Sizes, target: Target, flags: str) -> ArtifactKey:
     """The key of a build; `flags` are the compiler flags in force. Raises TargetError."""
-    model = json.dumps(checkpoint.config, sort_keys=True, default=str)
     return ArtifactKey(
-        model=hashlib.sha256(model.encode()).hexdigest()[:32],
-        weights=weights_revision(checkpoint),
+        model=_config_hash(source.checkpoint),
+        draft=_draft_name(source.draft, sizes),
+        weights=weights_revision(source.checkpoint),
         target=target.name,
         target_fingerprint=_fingerprint(target, flags),
         sources=_source_hash(has_kernels=not target.is_neuron),
@@ -66,11 +66,23 @@ def artifact_key(checkpoint: Checkpoint, sizes: Sizes, target: Target, flags: st
     )
 
 
+def _config_hash(checkpoint: Checkpoint) -> str:
+    text = json.dumps(checkpoint.config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _draft_name(draft: Checkpoint | None, sizes: Sizes) -> str:
+    """What tells one drafter from another: method, config, weights, how they are kept."""
+    if draft is None or sizes.draft is None:
+        return ""
+    kept, revision = sizes.draft_quantization, weights_revision(draft)
+    return f"{sizes.draft.method} {_config_hash(draft)} {revision} {kept}"
+
+
 def build_artifact(
     roots: Sequence[Path],
     key: ArtifactKey,
-    checkpoint: Checkpoint,
-    spec: DecoderSpec,
+    source: Source,
     sizes: Sizes,
     notice: Notice,
     *,
@@ -96,15 +108,15 @@ def build_artifact(
         found = find(root, key)
         if found is not None:
             return found
-        return _build(ArtifactWriter(root, key), checkpoint, spec, sizes, notice)
+        return _build(ArtifactWriter(root, key), source, sizes, notice)
 
 
-def _build(
-    writer: ArtifactWriter, checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes, notice: Notice
-) -> Path:
+def _build(writer: ArtifactWriter, source: Source, sizes: Sizes, notice: Notice) -> Path:
+    checkpoint, spec = source.checkpoint, source.spec
     notice("packing weights")
     is_quantised = sizes.quantization != "none"
     packed = pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels, is_quantised=is_quantised)
+    packed = with_draft(packed, source.draft, sizes)
     count = len(spec.arrays) + len(constants(spec))
     bar = tqdm(packed, desc="packing weights", total=count, disable=None)
     table = programs(spec, sizes, writer.add_weights(bar))

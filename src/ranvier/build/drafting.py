@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,33 @@ from ranvier.nn.kernels.table import CacheShapes, Kernels
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.drafts.eagle import EagleCheckpoint
 
-__all__ = ["draft_state", "draft_weight_shapes", "make_drafter", "pack_draft"]
+__all__ = [
+    "Source", "draft_state", "draft_weight_shapes", "make_drafter", "pack_draft", "with_draft",
+]  # fmt: skip
+
+Packed = Iterator[tuple[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a build reads: a model's files and its numbers, and the files of its drafter."""
+
+    checkpoint: Checkpoint
+    spec: DecoderSpec
+    draft: Checkpoint | None = None
+
+
+class DraftSizes(Protocol):
+    """What packing reads of build.programs.Sizes."""
+
+    @property
+    def draft(self) -> DraftSpec | None: ...
+    @property
+    def draft_quantization(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def kernels(self) -> str: ...
 
 
 def make_drafter(draft: DraftSpec, target: DecoderSpec, kernels: Kernels, dtype: str) -> Drafter:
@@ -44,7 +71,7 @@ def draft_state(cache: CacheShapes) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def pack_draft(
     checkpoint: Checkpoint, draft: DraftSpec, dtype: str, kernels: str, *, is_quantised: bool
-) -> Iterator[tuple[str, NDArray[Any]]]:
+) -> Packed:
     """As pack_weights, of the drafter's checkpoint; a head's own is an EagleCheckpoint."""
     packed = pack_weights(checkpoint, draft.spec, dtype, kernels, is_quantised=is_quantised)
     for name, array in packed:
@@ -52,6 +79,17 @@ def pack_draft(
     if draft.eagle is not None and draft.eagle.is_reduced:
         assert isinstance(checkpoint, EagleCheckpoint)
         yield f"{PREFIX}ids", checkpoint.ids()
+
+
+def with_draft(packed: Packed, checkpoint: Checkpoint | None, sizes: DraftSizes) -> Packed:
+    """The packed weights of a target, then those of its drafter where it has one."""
+    yield from packed
+    if sizes.draft is not None:
+        assert checkpoint is not None, "a drafter without weights"
+        yield from pack_draft(
+            checkpoint, sizes.draft, sizes.dtype, sizes.kernels,
+            is_quantised=sizes.draft_quantization != "none",
+        )  # fmt: skip
 
 
 def _named(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def cross_compile(options: Options, instance: str | None, *, is_dry: bool) -> Co
     if not is_dry and memory.fits:
         root = artifact_roots(options, checkpoint.path)[0]
         try:
-            folder = build_neuron(root, key, checkpoint, planned.spec, planned.sizes, lowered, say)
+            folder = build_neuron(
+                root, key, planned.source(checkpoint), planned.sizes, lowered, say
+            )
         except TargetError as error:
             folder, problem = root / key.name, error.message
     report = {

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ranvier.build.buckets import resolve_ragged, resolve_unragged
+from ranvier.build.drafting import Source
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.build.vision.encoders import resolve_vision, vision_state
+from ranvier.cli.drafting import Drafting, with_drafts
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.options.settings import (
     DTYPES,
@@ -21,6 +23,7 @@ from ranvier.cli.options.settings import (
     logical_nc_config,
     say,
 )
+from ranvier.cli.options.speculative import read_speculative
 from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
@@ -62,9 +65,20 @@ class Plan:
     sizes: Sizes
     need: MemoryNeed
     memory: HostMemory
+    drafting: Drafting | None = None
+
+    def source(self, checkpoint: Checkpoint) -> Source:
+        """What the build reads of the model's files and its drafter's."""
+        draft = None if self.drafting is None else self.drafting.checkpoint
+        return Source(checkpoint, self.spec, draft)
 
 
-def plan_sizes(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> Plan:
+def plan_sizes(
+    options: Options,
+    spec: DecoderSpec,
+    checkpoint: Checkpoint,
+    drafting: Drafting | None = None,
+) -> Plan:
     """Sizes that fit. Raises ConfigError, and TargetError naming the largest sizes that do fit.
 
     The memory of a target that is not this host is its own; it is not looked at here.
@@ -80,32 +94,43 @@ def plan_sizes(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> P
     sizes = _sizes(options, _length(options, spec), target)
     quantization = quantisation_of(options, checkpoint, sizes.dtype)
     stored = stored_bytes(checkpoint) if quantization != DENSE and sizes.kernels == "cpu" else None
-    sizes = _of_model(sizes, spec, quantization)
-    need = _need(spec, sizes, stored)
+    sizes = _of_model(sizes, spec, quantization, drafting)
+    need = _need(spec, sizes, stored, drafting)
     if target.platform != "cpu":
         if share is not None:
             say(f"gpu_memory_utilization={share} has no effect on the target {target.name} yet")
         sizes = replace(sizes, block_count=_blocks(options, sizes, need, None))
-        return Plan(spec, target, sizes, need, memory)
+        return Plan(spec, target, sizes, need, memory, drafting)
     if options.max_model_len == -1:
         length = largest_len(need, bound)
         if length == 0:
             check_fit(need, bound, "the share of memory for it")
-        sizes = _of_model(_sizes(options, length, target), spec, quantization)
+        sizes = _of_model(_sizes(options, length, target), spec, quantization, drafting)
         say(f"max_model_len is {length}, of the model's {spec.model_len_max}")
-        need = _need(spec, sizes, stored)
+        need = _need(spec, sizes, stored, drafting)
     sizes = replace(sizes, block_count=_blocks(options, sizes, need, bound))
     need = replace(need, block_count=sizes.block_count)
     if share is not None:
         check_fit(need, bound, f"gpu_memory_utilization={share} of the memory")
     check_fit(need, memory.available_bytes, "the memory that is available")
-    return Plan(spec, target, sizes, need, memory)
+    return Plan(spec, target, sizes, need, memory, drafting)
 
 
-def _of_model(sizes: Sizes, spec: DecoderSpec, quantization: str) -> Sizes:
-    """The sizes with what the model's own files decide."""
+def _of_model(
+    sizes: Sizes, spec: DecoderSpec, quantization: str, drafting: Drafting | None
+) -> Sizes:
+    """The sizes with what the files of the model and of its drafter decide."""
     vision = resolve_vision(spec, sizes.max_model_len, PICTURES_DEFAULT)
-    return replace(sizes, quantization=quantization, vision=vision)
+    sizes = replace(sizes, quantization=quantization, vision=vision)
+    if drafting is None:
+        return sizes
+    if vision is not None:
+        raise ConfigError(
+            "speculative_config: a model that sees pictures has no drafter on the device yet.",
+            hint="The method ngram guesses on the host and works with it.",
+        )
+    kept = drafting.quantization(sizes.dtype)
+    return replace(sizes, draft=drafting.spec, draft_quantization=kept)
 
 
 def choose_target(options: Options) -> Target:
@@ -212,6 +237,7 @@ def _buckets(options: Options, length: int, block_tokens: int, is_ragged: bool) 
     request = bucket_request(
         options.additional_config, options.override_neuron_config, bucket_lists()
     )
+    asked = read_speculative(options.speculative_config)
     listed = request.prefill_tokens
     largest = listed.sizes[-1] if listed else BATCHED_DEFAULT
     limits = BucketLimits(
@@ -219,11 +245,12 @@ def _buckets(options: Options, length: int, block_tokens: int, is_ragged: bool) 
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens or max(largest, options.max_num_seqs),
         block_tokens=block_tokens,
+        lookahead=asked.count if asked else 0,
     )
     found = (resolve_ragged if is_ragged else resolve_unragged)(request, limits)
     for line in found.notices:
         say(line)
-    return found.buckets
+    return with_drafts(found.buckets, asked)
 
 
 def _blocks(options: Options, sizes: Sizes, need: MemoryNeed, bound: int | None) -> int:
@@ -256,14 +283,19 @@ def _blocks(options: Options, sizes: Sizes, need: MemoryNeed, bound: int | None)
     return blocks
 
 
-def _need(spec: DecoderSpec, sizes: Sizes, stored: int | None) -> MemoryNeed:
+def _need(
+    spec: DecoderSpec, sizes: Sizes, stored: int | None, drafting: Drafting | None
+) -> MemoryNeed:
     """What a build takes; `stored`: bytes of the checkpoint, where its weights grow no further."""
-    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels).values()
-    dense = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)
-    cache = cache_shapes(spec, replace(sizes, block_count=1))
+    weights, block = _model_bytes(spec, sizes, stored)
+    if drafting is not None:
+        is_packed = sizes.draft_quantization != DENSE and sizes.kernels == "cpu"
+        own = stored_bytes(drafting.checkpoint) if is_packed else None
+        more = _model_bytes(drafting.spec.spec, sizes, own)
+        weights, block = weights + more[0], block + more[1]
     return MemoryNeed(
-        weights_bytes=dense if stored is None else min(dense, stored),
-        block_bytes=(math.prod(cache.k) + math.prod(cache.v)) * cache.dtype.itemsize,
+        weights_bytes=weights,
+        block_bytes=block,
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,
         max_model_len=sizes.max_model_len,
@@ -272,10 +304,19 @@ def _need(spec: DecoderSpec, sizes: Sizes, stored: int | None) -> MemoryNeed:
     )
 
 
+def _model_bytes(spec: DecoderSpec, sizes: Sizes, stored: int | None) -> tuple[int, int]:
+    """Of the weights and of one block of the caches."""
+    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels).values()
+    dense = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)
+    cache = cache_shapes(spec, replace(sizes, block_count=1))
+    block = (math.prod(cache.k) + math.prod(cache.v)) * cache.dtype.itemsize
+    return dense if stored is None else min(dense, stored), block
+
+
 def _program_bytes(spec: DecoderSpec, sizes: Sizes) -> int:
     """Activations of the largest step (f32, two generations alive) and its logits and edits."""
     shapes = program_shapes(sizes.buckets, sizes.max_num_seqs)
-    tokens, rows = max(shape.tokens for shape in shapes), sizes.max_num_seqs
+    tokens, rows = max(shape.tokens for shape in shapes), max(shape.samples for shape in shapes)
     wide = 2 * spec.hidden + spec.qkv_size + spec.heads * spec.head_size + 2 * spec.intermediate
     per_row = 2 * spec.vocab_size + 3 * sizes.edits_max
     pictures = sum(math.prod(s) for s, _ in vision_state(spec, sizes.vision, sizes.dtype).values())

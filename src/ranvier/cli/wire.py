@@ -25,6 +25,7 @@ from ranvier.cli.options.settings import (
     parse_options,
     say,
 )
+from ranvier.cli.options.speculative import read_speculative
 from ranvier.cli.quantisation import with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
@@ -95,10 +96,12 @@ def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     if is_caching and runner.info.kv_layout == "contiguous":
         say("prefix caching is off: regions of the contiguous KV layout can't be shared")
         is_caching = False
+    asked = read_speculative(options.speculative_config)
     config = EngineConfig(
         max_num_batched_tokens=runner.info.tokens_max,
         enable_prefix_caching=is_caching,
         order="overlapped" if options.async_scheduling else "plain",
+        speculation=asked.engine_config() if asked else None,
     )
     return Engine(runner, config)
 
@@ -215,7 +218,7 @@ def ensure_artifact(options: Options, damaged: Path | None = None) -> Path:
         say(f"{roots[1]} can't be written to: what is missing there goes to {roots[0]}")
     check_text(checkpoint)
     return build_artifact(
-        roots, key, checkpoint, planned.spec, planned.sizes, say,
+        roots, key, planned.source(checkpoint), planned.sizes, say,
         is_required=options.require_artifacts,
     )  # fmt: skip
 
@@ -238,7 +241,7 @@ def key_of(checkpoint: Checkpoint, planned: Plan) -> ArtifactKey:
     """The key of a planned build."""
     from ranvier.build.build import artifact_key
 
-    return artifact_key(checkpoint, planned.sizes, planned.target, FLAGS)
+    return artifact_key(planned.source(checkpoint), planned.sizes, planned.target, FLAGS)
 
 
 def _mend(options: Options, folder: Path, damage: DamagedArtifact) -> Path:
@@ -274,10 +277,13 @@ def open_model(options: Options) -> Checkpoint:
 def plan(options: Options, checkpoint: Checkpoint) -> Plan:
     """The sizes of a build, checked against the memory. Imports jax."""
     set_flags()
+    from ranvier.cli.drafting import open_drafting
     from ranvier.cli.sizes import plan_sizes
     from ranvier.models.table import resolve
 
-    return plan_sizes(options, resolve(checkpoint.config), checkpoint)
+    spec = resolve(checkpoint.config)
+    drafting = open_drafting(options, checkpoint, spec, locate, cache_folder() / "hashes")
+    return plan_sizes(options, spec, checkpoint, drafting)
 
 
 def locate(model: str, revision: str | None = None, download_dir: str | None = None) -> Path:

@@ -21,6 +21,8 @@ class Limits:
     """Entries of logit_bias, and of bans, of one request."""
     logprobs_max: int = 20
     """Top log-probabilities per token."""
+    drafts_max: int = 16
+    """Tokens guessed of one sequence in one step."""
     prompts_max: int = 1024
     """Prompts of one completion request."""
     requests_waiting_max: int = 1024

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ranvier.core.request import EngineStats
 
-__all__ = ["Counter", "Gauge", "Metric", "snapshot"]
+__all__ = ["Counter", "Gauge", "Metric", "Vector", "snapshot"]
 
 GAUGES = {
     "vllm:num_requests_running": "requests_running",
@@ -18,7 +18,11 @@ COUNTERS = {
     "vllm:num_preemptions": "preemptions",
     "vllm:prefix_cache_queries": "prefix_queries",
     "vllm:prefix_cache_hits": "prefix_hits",
+    "vllm:spec_decode_num_drafts": "drafts",
+    "vllm:spec_decode_num_draft_tokens": "draft_tokens",
+    "vllm:spec_decode_num_accepted_tokens": "accepted_tokens",
 }
+VECTOR = "vllm:spec_decode_num_accepted_tokens_per_pos"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ class Counter(Metric):
 
 
 @dataclass(frozen=True)
+class Vector(Metric):
+    """Counts that only grow, by position."""
+
+    values: list[int]
+
+
+@dataclass(frozen=True)
 class Gauge(Metric):
     """A value of this moment."""
 
@@ -48,4 +59,5 @@ def snapshot(stats: EngineStats) -> list[Metric]:
     gauges = [Gauge(name, float(getattr(stats, source))) for name, source in GAUGES.items()]
     used = 1 - stats.blocks_free / stats.blocks_total if stats.blocks_total else 0.0
     counters = [Counter(name, getattr(stats, source)) for name, source in COUNTERS.items()]
-    return [*gauges, Gauge("vllm:kv_cache_usage_perc", used), *counters]
+    vector = Vector(VECTOR, stats.accepted_per_position)
+    return [*gauges, Gauge("vllm:kv_cache_usage_perc", used), *counters, vector]

@@ -156,8 +156,8 @@ def test_known_options_are_flags_too(capsys):
     found = options("--enforce-eager", "--swap-space", "4", "--pipeline-parallel-size", "1")
     assert found == Options(model="m")
     assert capsys.readouterr().err.count("changes nothing") == 3
-    with pytest.raises(ConfigError, match="speculative_config.*not supported yet"):
-        options("--speculative-config", '{"method": "ngram"}')
+    with pytest.raises(ConfigError, match="kv_transfer_config.*is not supported"):
+        options("--kv-transfer-config", "{}")
     with pytest.raises(ConfigError, match="enable_chunked_prefill=False is not supported"):
         options("--no-enable-chunked-prefill")
 

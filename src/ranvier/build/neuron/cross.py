@@ -18,6 +18,7 @@ from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import find, read_manifest
 from ranvier.artifact.write import ArtifactWriter, amend, file_entry
 from ranvier.build.build import has_weights
+from ranvier.build.drafting import Source, with_draft
 from ranvier.build.neuron.binaries import OwnBinaries
 from ranvier.build.neuron.lint import lint
 from ranvier.build.pack import pack_weights
@@ -30,7 +31,6 @@ from ranvier.runtime.device import is_present
 from ranvier.targets.neuron import driver
 from ranvier.targets.neuron.legality import Violation
 from ranvier.targets.table import Target, find_target
-from ranvier.weights.checkpoint import Checkpoint
 
 __all__ = ["FINISH", "Lowered", "build_neuron", "finish_artifact", "lower_all"]
 
@@ -63,8 +63,7 @@ def lower_all(spec: DecoderSpec, sizes: Sizes, target: Target, notice: Notice) -
 def build_neuron(
     root: Path,
     key: ArtifactKey,
-    checkpoint: Checkpoint,
-    spec: DecoderSpec,
+    source: Source,
     sizes: Sizes,
     lowered: list[Lowered],
     notice: Notice,
@@ -79,36 +78,30 @@ def build_neuron(
     folder = find(root, key)
     if folder is None:
         with locked(root, key, notice):
-            folder = find(root, key) or _write(root, key, checkpoint, spec, sizes, lowered)
+            folder = find(root, key) or _write(
+                ArtifactWriter(root, key, SUFFIXES), source, sizes, lowered
+            )
     compiler = driver.find_compiler()
     if compiler is not None:
         _make_neffs(folder.resolve(), compiler, notice)
     return folder
 
 
-def _write(
-    root: Path,
-    key: ArtifactKey,
-    checkpoint: Checkpoint,
-    spec: DecoderSpec,
-    sizes: Sizes,
-    lowered: list[Lowered],
-) -> Path:
-    writer = ArtifactWriter(root, key, SUFFIXES)
+def _write(writer: ArtifactWriter, source: Source, sizes: Sizes, lowered: list[Lowered]) -> Path:
+    checkpoint, spec = source.checkpoint, source.spec
     missing = {}
     for low in lowered:
         writer.add_program(ProgramEntry.of(low.shape), low.stablehlo, low.hlo)
         missing[_neff(low.shape.name)] = "neuronx-cc makes it of the HLO; not needed to run"
-    missing.update(_add_model(writer, checkpoint, spec, sizes))
+    missing.update(_add_model(writer, source, sizes))
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
     made_by = {"lowered_by": f"jaxlib {jaxlib_version.__version__}"}
     return writer.finish({**model_numbers(spec, sizes), **made_by}, missing)
 
 
-def _add_model(
-    writer: ArtifactWriter, checkpoint: Checkpoint, spec: DecoderSpec, sizes: Sizes
-) -> dict[str, str]:
+def _add_model(writer: ArtifactWriter, source: Source, sizes: Sizes) -> dict[str, str]:
     """Weights and tokenizer where they are at hand; what is missing, with the reason."""
+    checkpoint = source.checkpoint
     if not has_weights(checkpoint):
         return {"weights.bin": "the model is a config alone; compile with its weights"}
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
@@ -116,7 +109,8 @@ def _add_model(
         writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
     if sizes.tensor_parallel > 1:
         return {"weights.bin": "weights are not cut for tensor parallel yet"}
-    writer.add_weights(pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels))
+    packed = pack_weights(checkpoint, source.spec, sizes.dtype, sizes.kernels)
+    writer.add_weights(with_draft(packed, source.draft, sizes))
     return {}
 
 

@@ -26,7 +26,7 @@ class Known(NamedTuple):
 _AHEAD = "every program is compiled ahead of time; nothing is captured or compiled while serving"
 _RECOMPUTE = "a sequence that loses its blocks is recomputed, never swapped"
 _ONE = "one device serves the model in this version"
-_SPECULATION = "speculative decoding is not supported yet"
+_SPECULATION = "give it in speculative_config={'model': ..., 'num_speculative_tokens': ...}"
 _LORA = "LoRA adapters are not supported yet"
 _MEDIA = "only text models are served in this version"
 _EXPERTS = "mixture-of-experts models are not supported yet"
@@ -119,7 +119,6 @@ KNOWN: dict[str, Known] = {
     "headless": Known((False,), "one process speaks HTTP", True),
     # Refused.
     "quantization_param_path": Known((), "scales come with the checkpoint"),
-    "speculative_config": Known((), _SPECULATION),
     "speculative_model": Known((), _SPECULATION),
     "num_speculative_tokens": Known((), _SPECULATION),
     "max_loras": Known((), _LORA),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ranvier.cli.options.known import ENVIRONMENT, KNOWN
+from ranvier.cli.options.speculative import read_speculative
 from ranvier.cli.options.values import read_value
 from ranvier.core.errors import ConfigError
 
@@ -124,6 +125,8 @@ class Options:
     target's own."""
     async_scheduling: bool = False
     """Plan and launch the next step before the result of the last one is read."""
+    speculative_config: dict[str, Any] | None = None
+    """How tokens are guessed ahead and verified (docs/speculation.md); default: not at all."""
     override_neuron_config: dict[str, Any] | None = None
     """Settings by the names of NxD Inference's NeuronConfig (docs/neuron-config.md)."""
     additional_config: dict[str, Any] | None = None
@@ -387,5 +390,6 @@ def _check(options: Options) -> None:
         raise ConfigError(f"gpu_memory_utilization must be in (0, 1], is {share}.")
     if options.num_gpu_blocks_override and options.kv_cache_memory_bytes:
         raise ConfigError("Give num_gpu_blocks_override or kv_cache_memory_bytes, not both.")
+    read_speculative(options.speculative_config, say)
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"seed must be in [0, 2**32), is {options.seed}.")
