@@ -32,7 +32,9 @@ bool is_valid(const Attention& a, int64_t blocks) {
   for (int64_t s = 0; s < a.sequences; ++s) {
     const int64_t first = a.query_starts[s], end = a.query_starts[s + 1];
     if (first < 0 || end <= first || end > a.tokens) return false;
-    const int64_t used = a.positions[end - 1] / a.block_tokens + 1;
+    const int64_t last = a.positions[end - 1], used = last / a.block_tokens + 1;
+    for (int64_t t = first; t < end; ++t)
+      if (a.sees[t] < a.positions[t] || a.sees[t] > last) return false;
     for (int64_t b = 0; b < used; ++b) {
       const int64_t block = a.tables[s * a.blocks_max + b];
       if (block < 0 || block >= blocks) return false;
@@ -59,12 +61,12 @@ bool read_codes(Any k, Any v, ffi::DataType out, Attention* a) {
   return a->codes != Codes::kNone || kind == out;
 }
 
-// `numbers`: heads, blocks a sequence, tokens a block, and where token_seq, positions, query_starts and
-// block_tables begin in meta.
+// `numbers`: heads, blocks a sequence, tokens a block, and where token_seq, positions, query_starts,
+// block_tables and sees_to (or positions again) begin in meta.
 ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, Ints windows,
                Ints ropes, Floats q_norm, Floats k_norm, Out out, Out k_out, Out v_out,
                ffi::Span<const int64_t> numbers, float scale, float eps) {
-  if (numbers.size() != 7) return ffi::Error::InvalidArgument("attention: seven numbers");
+  if (numbers.size() != 8) return ffi::Error::InvalidArgument("attention: eight numbers");
   const int64_t index = layer.typed_data()[0], layers = k.dimensions()[0];
   if (index < 0 || index >= layers) return ffi::Error::InvalidArgument("attention: layer");
   const int32_t* const m = meta.typed_data();
@@ -81,6 +83,7 @@ ffi::Error run(Floats qkv, Any k, Any v, Ints layer, Ints meta, Floats cos_sin, 
   a.positions = m + numbers[4];
   a.query_starts = m + numbers[5];
   a.tables = m + numbers[6];
+  a.sees = m + numbers[7];
   a.scale = scale;
   a.eps = eps;
   a.window = windows.typed_data()[index];

@@ -38,6 +38,7 @@ struct Attention {
   void* v;
   void* out;  // [T, H * E]
   const int32_t* positions;
+  const int32_t* sees;  // last position that a token attends to: its own, or its picture's last
   const int32_t* token_seq;
   const int32_t* query_starts;
   const int32_t* tables;  // [S, blocks_max]

@@ -142,7 +142,7 @@ inline void prepare_token(const Attention& a, int64_t token, T* q) {
 struct Item {
   int64_t seq, kv_head, first_row, rows;   // rows count from the sequence's first token, G a token
   int64_t first_token;                     // of the sequence in this step
-  int64_t first_position, last_position;   // of its rows' tokens
+  int64_t first_position, last_position;   // of its rows' tokens, and of the keys that they see
 };
 
 struct Bounds {
@@ -156,7 +156,7 @@ inline Bounds bounds_of(const Attention& a, const Item& item) {
     const int64_t row = r < item.rows ? r : item.rows - 1;
     const int64_t token = item.first_token + (item.first_row + row) / group;
     const int64_t position = a.positions[token];
-    b.high[r] = position + 1;
+    b.high[r] = a.sees[token] + 1;
     b.low[r] = a.window > 0 && position + 1 > a.window ? position + 1 - a.window : 0;
   }
   return b;

@@ -103,7 +103,9 @@ inline std::vector<Item> items_of(const Attention& a) {
     for (int64_t row = 0; row < count * group; row += kRowBlock) {
       const int64_t left = count * group - row, rows = left < kRowBlock ? left : kRowBlock;
       const int64_t from = a.positions[first + row / group];
-      const int64_t to = a.positions[first + (row + rows - 1) / group];
+      int64_t to = 0;
+      for (int64_t r = row / group; r <= (row + rows - 1) / group; ++r)
+        to = std::max<int64_t>(to, a.sees[first + r]);
       for (int64_t head = 0; head < a.kv_heads; ++head)
         items.push_back({seq, head, row, rows, first, from, to});
     }

@@ -57,7 +57,157 @@ def _tiles(model, images):
     return dict(pixel_values=torch.cat([torch.tensor(i["pixels"]) for i in images]))
 
 
-FAMILIES = {"llava": llava}
+def llava_next():
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(**VIT), text_config=hf.MistralConfig(**TEXT),
+        image_token_index=IMAGE, image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+    )  # fmt: skip
+    tall = dict(shape=(3, 3, 16, 16), size=(40, 20))
+    cases = {
+        "tall": dict(parts=[4, -(16 + 8 * 5), 6], images=[tall]),
+        "square": dict(parts=[3, -(16 + 8 * 9), 6],
+                       images=[dict(shape=(5, 3, 16, 16), size=(30, 30))]),
+        "flat": dict(parts=[2, -(16 + 6 * 9), 4, -(16 + 8 * 5), 3],
+                     images=[dict(shape=(5, 3, 16, 16), size=(24, 32)), tall]),
+    }  # fmt: skip
+    return hf.LlavaNextForConditionalGeneration(config), cases, _anyres
+
+
+def _anyres(model, images):
+    most = max(len(i["pixels"]) for i in images)
+    tiles = [np.pad(i["pixels"], ((0, most - len(i["pixels"])), *[(0, 0)] * 3)) for i in images]
+    return dict(pixel_values=torch.tensor(np.stack(tiles)),
+                image_sizes=torch.tensor([i["size"] for i in images]))  # fmt: skip
+
+
+QWEN = dict(depth=3, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+ROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 3, 3])
+TOKENS = dict(
+    image_token_id=IMAGE, video_token_id=6, vision_start_token_id=7, vision_end_token_id=8
+)
+
+
+def _patches(rows, columns):
+    return dict(shape=(rows * columns, 96), grid=(1, rows, columns))
+
+
+QWEN_CASES = {
+    "one": dict(parts=[5, -6, 7], images=[_patches(4, 6)]),
+    "three": dict(parts=[2, -10, 3, -1, 4, -9, 5],
+                  images=[_patches(10, 4), _patches(2, 2), _patches(6, 6)]),
+}  # fmt: skip
+
+
+def _grids(model, images):
+    return dict(
+        pixel_values=torch.cat([torch.tensor(i["pixels"]) for i in images]),
+        image_grid_thw=torch.tensor([i["grid"] for i in images]), mm_token_type_ids=None,
+    )  # fmt: skip
+
+
+def qwen2_vl():
+    config = hf.Qwen2VLConfig(
+        text_config=dict(**TEXT, rope_parameters=ROPE),
+        vision_config=dict(**QWEN, embed_dim=32, hidden_size=32, mlp_ratio=2), **TOKENS,
+    )  # fmt: skip
+    return hf.Qwen2VLForConditionalGeneration(config), QWEN_CASES, _grids
+
+
+def qwen2_5_vl():
+    config = hf.Qwen2_5_VLConfig(
+        text_config=dict(**TEXT, rope_parameters=ROPE),
+        vision_config=dict(**QWEN, hidden_size=32, out_hidden_size=32, intermediate_size=48,
+                           window_size=16, fullatt_block_indexes=[1]), **TOKENS,
+    )  # fmt: skip
+    return hf.Qwen2_5_VLForConditionalGeneration(config), QWEN_CASES, _grids
+
+
+def qwen3_vl():
+    config = hf.Qwen3VLConfig(
+        text_config=dict(**TEXT, rope_parameters=ROPE),
+        vision_config=dict(**QWEN, hidden_size=32, out_hidden_size=32, intermediate_size=48,
+                           num_position_embeddings=25, deepstack_visual_indexes=[0, 1]), **TOKENS,
+    )  # fmt: skip
+    return hf.Qwen3VLForConditionalGeneration(config), QWEN_CASES, _grids
+
+
+def idefics3():
+    config = hf.Idefics3Config(
+        vision_config=dict(**VIT), text_config=hf.LlamaConfig(**TEXT), image_token_id=IMAGE,
+        scale_factor=2,
+    )  # fmt: skip
+    cases = {
+        "whole": dict(parts=[4, -4, 6], images=[dict(shape=(1, 3, 16, 16))]),
+        "tiles": dict(parts=[2, -4, 2, -4, 1, -4, 2, -4, 3, -4, 3, -4, 2],
+                      images=[dict(shape=(5, 3, 16, 16)), dict(shape=(1, 3, 16, 16))]),
+    }  # fmt: skip
+    return hf.Idefics3ForConditionalGeneration(config), cases, _tiles_in_turn
+
+
+def smolvlm():
+    config = hf.SmolVLMConfig(
+        vision_config=dict(**VIT), text_config=hf.LlamaConfig(**TEXT), image_token_id=IMAGE,
+        scale_factor=4,
+    )  # fmt: skip
+    cases = {"tiles": dict(parts=[2, -1, 2, -1, 1, -1, 3], images=[dict(shape=(3, 3, 16, 16))])}
+    return hf.SmolVLMForConditionalGeneration(config), cases, _tiles_in_turn
+
+
+def _tiles_in_turn(model, images):
+    return dict(pixel_values=torch.cat([torch.tensor(i["pixels"]) for i in images])[None])
+
+
+def gemma3_vision():
+    text = dict(
+        **TEXT, sliding_window=16, query_pre_attn_scalar=24,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    config = hf.Gemma3Config(
+        text_config=hf.Gemma3TextConfig(**text), vision_config=hf.SiglipVisionConfig(**VIT),
+        image_token_id=IMAGE, mm_tokens_per_image=4,
+    )  # fmt: skip
+    cases = {
+        "one": dict(parts=[5, -4, 20], images=[dict(shape=(1, 3, 16, 16))]),
+        "two": dict(parts=[1, -4, 3, -4, 7], images=[dict(shape=(1, 3, 16, 16))] * 2),
+    }
+    return hf.Gemma3ForConditionalGeneration(config), cases, _typed_tiles
+
+
+def _typed_tiles(model, images):
+    return dict(**_tiles(model, images), token_type_ids=None)
+
+
+def pixtral():
+    config = hf.LlavaConfig(
+        vision_config=hf.PixtralVisionConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+            image_size=64, patch_size=4, hidden_act="silu",
+        ),
+        text_config=hf.MistralConfig(**TEXT), image_token_index=IMAGE,
+        vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    cases = {
+        # A token of the row's end lies between the rows of a picture.
+        "one": dict(parts=[4, -5, 1, -5, 1, -5, 4], images=[dict(shape=(1, 3, 12, 20))]),
+        "two": dict(parts=[2, -2, 3, -6, 1, -6, 5],
+                    images=[dict(shape=(1, 3, 4, 8)), dict(shape=(1, 3, 8, 24))]),
+    }  # fmt: skip
+    return hf.LlavaForConditionalGeneration(config), cases, _canvases
+
+
+def _canvases(model, images):
+    sizes = [i["shape"][2:] for i in images]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    pads = [((0, 0), (0, 0), (0, height - h), (0, width - w)) for h, w in sizes]
+    whole = [np.pad(i["pixels"], pad) for i, pad in zip(images, pads, strict=True)]
+    return dict(pixel_values=torch.tensor(np.concatenate(whole)), image_sizes=torch.tensor(sizes))
+
+
+FAMILIES = {
+    "llava": llava, "llava_next": llava_next, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl, "idefics3": idefics3, "smolvlm": smolvlm, "gemma3": gemma3_vision,
+    "pixtral": pixtral,
+}  # fmt: skip
 
 
 def randomise(model, name):
@@ -67,7 +217,7 @@ def randomise(model, name):
         for key, value in model.named_parameters():
             is_norm = "norm" in key or "ln_" in key
             value.copy_(torch.randn_like(value) * (0.3 if is_norm or "bias" in key else 0.15))
-            if is_norm and key.endswith("weight") and not key.startswith("gemma"):
+            if is_norm and key.endswith("weight") and not name.startswith("gemma"):
                 value.add_(1.0)
             if "gate" in key and value.numel() == 1:
                 value.copy_(torch.full_like(value, 0.7))
@@ -81,8 +231,9 @@ def run(model, case, seed, prepare):
     ids = torch.tensor(prompt(seed, case["parts"]))[None]
     inputs = prepare(model, images) if images else {}
     types = (ids == IMAGE).int()
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = types
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            inputs[name] = types
     with torch.no_grad():
         out = model(ids, **inputs)
         made = model.generate(
@@ -104,7 +255,8 @@ def features(model, inputs):
     pooled = out.pooler_output
     if not isinstance(pooled, torch.Tensor):
         pooled = torch.cat([p.reshape(-1, p.shape[-1]) for p in pooled])
-    return pooled.reshape(-1, pooled.shape[-1]).numpy()
+    deep = [torch.cat(list(d)) for d in getattr(out, "deepstack_features", None) or ()]
+    return torch.cat([pooled.reshape(-1, pooled.shape[-1]), *deep], dim=1).numpy()
 
 
 def main() -> None:

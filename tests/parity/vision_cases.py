@@ -12,9 +12,39 @@ __all__ = ["CASES", "GOLDENS", "pictures_of", "rope_of"]
 
 GOLDENS = Path(__file__).parent / "vision_goldens"
 IMAGE = 5
-CASES: dict[tuple[str, str], list[dict]] = {
-    ("llava", "one"): [dict(shape=(1, 3, 16, 16))],
-    ("llava", "two"): [dict(shape=(1, 3, 16, 16))] * 2,
+TILE = dict(shape=(1, 3, 16, 16))
+
+
+def _patches(rows: int, columns: int) -> dict:
+    return dict(shape=(rows * columns, 96), grid=(1, rows, columns))
+
+
+QWEN = {
+    "one": [_patches(4, 6)],
+    "three": [_patches(10, 4), _patches(2, 2), _patches(6, 6)],
+}
+TALL = dict(shape=(3, 3, 16, 16), size=(40, 20), grid=(1, 2, 1))
+PICTURES: dict[str, dict[str, list[dict]]] = {
+    "llava": {"one": [TILE], "two": [TILE, TILE]},
+    "llava_next": {
+        "tall": [TALL],
+        "square": [dict(shape=(5, 3, 16, 16), size=(30, 30), grid=(1, 2, 2))],
+        "flat": [dict(shape=(5, 3, 16, 16), size=(24, 32), grid=(1, 2, 2)), TALL],
+    },
+    "qwen2_vl": QWEN, "qwen2_5_vl": QWEN, "qwen3_vl": QWEN,
+    "idefics3": {
+        "whole": [TILE], "tiles": [dict(shape=(5, 3, 16, 16), grid=(1, 2, 2), runs=5), TILE],
+    },
+    "smolvlm": {"tiles": [dict(shape=(3, 3, 16, 16), grid=(1, 1, 2), runs=3)]},
+    "gemma3": {"one": [TILE], "two": [TILE, TILE]},
+    "pixtral": {
+        "one": [dict(shape=(1, 3, 12, 20), grid=(1, 3, 5), runs=3)],
+        "two": [dict(shape=(1, 3, 4, 8), grid=(1, 1, 2)),
+                dict(shape=(1, 3, 8, 24), grid=(1, 2, 6), runs=2)],
+    },
+}  # fmt: skip
+CASES = {
+    (family, label): images for family, own in PICTURES.items() for label, images in own.items()
 }
 """Shape and grid of the pictures of each (family, case), as tests/parity/make_vision_goldens.py."""
 

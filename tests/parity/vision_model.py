@@ -132,7 +132,7 @@ class VisionModel:
         return found
 
     def prefill(self, case: Case, cuts: tuple[int, ...] = ()) -> np.ndarray:
-        bounds = (0, *cuts, len(case.ids))
+        bounds = (0, *(cuts or range(STEP.tokens, len(case.ids), STEP.tokens)), len(case.ids))
         pairs = zip(bounds, bounds[1:], strict=False)
         return np.concatenate([self.run(case, a, case.ids[a:b]) for a, b in pairs])
 

@@ -138,4 +138,5 @@ def _layer(
         return (flat + np.float32(array.offset)).reshape(array.shape[1:])
     # A convolution over patches without overlap is a linear of their values.
     wide = [part.astype(np.float32).reshape(len(part), -1) for part in parts]
+    wide = [part.T for part in wide] if array.is_transposed else wide
     return pack_layer(wide, is_gated=array.kind == "gated", dtype=dtype, kernels=kernels)

@@ -38,6 +38,8 @@ class ArraySpec:
     shape: tuple[int, ...]
     sources: tuple[tuple[str, ...], ...]
     offset: float = 0.0
+    is_transposed: bool = False
+    """The checkpoint holds a linear as [I, O]."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from ranvier.core.errors import CheckpointError
 from ranvier.models import gemma3, llama
 from ranvier.models.spec import DecoderSpec
 from ranvier.models.vision.llava import llava
+from ranvier.models.vision.llava_next import llava_next
+from ranvier.models.vision.qwen import qwen2_5_vl, qwen2_vl, qwen3_vl
+from ranvier.models.vision.siglip import gemma3_vision, idefics3
 
 __all__ = ["ARCHITECTURES", "resolve"]
 
@@ -18,8 +21,14 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
     "Qwen2ForCausalLM": llama.qwen2,
     "Qwen3ForCausalLM": llama.qwen3,
     "Gemma3ForCausalLM": gemma3.gemma3,
-    "Gemma3ForConditionalGeneration": gemma3.gemma3,
+    "Gemma3ForConditionalGeneration": gemma3_vision,
+    "Idefics3ForConditionalGeneration": idefics3,
     "LlavaForConditionalGeneration": llava,
+    "LlavaNextForConditionalGeneration": llava_next,
+    "Qwen2VLForConditionalGeneration": qwen2_vl,
+    "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl,
+    "Qwen3VLForConditionalGeneration": qwen3_vl,
+    "SmolVLMForConditionalGeneration": idefics3,
 }
 
 

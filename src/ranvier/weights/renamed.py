@@ -60,8 +60,7 @@ class Renamed:
 
 def _renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
     for old, new in prefixes:
-        if name.startswith(new):
-            return name
-        if name.startswith(old):
+        is_done = new.startswith(old) and name.startswith(new)
+        if name.startswith(old) and not is_done:
             return new + name[len(old) :]
     return name

@@ -42,8 +42,10 @@ def resolve_vision(
         return None
     listed = units or vision.units
     fitting = tuple(u for u in listed if vision.encoder.outputs(u) <= model_len_max)
+    least = vision.encoder.outputs(listed[0])
+    if not fitting and vision.unit == "patches" and not units:
+        fitting = (listed[0] // least * model_len_max,)
     if not fitting:
-        least = vision.encoder.outputs(listed[0])
         raise ConfigError(
             f"max_model_len={model_len_max} holds no picture: the smallest takes {least} tokens.",
             hint="Raise --max-model-len, or set --limit-mm-per-prompt to no pictures.",

@@ -23,7 +23,7 @@ from ranvier.models.vision.text import text_side
 from ranvier.nn.vision.tiles import MlpHead, TileEncoder
 from ranvier.nn.vision.tower import Tower
 
-__all__ = ["LANGUAGE", "clip_encoder", "llava"]
+__all__ = ["LANGUAGE", "PREFIXES", "clip_encoder", "llava"]
 
 LANGUAGE = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
 """How the text side is called within Llava and its relatives."""
@@ -33,6 +33,7 @@ CLIP = {
     "hidden_act": "quick_gelu", "num_channels": 3,
 }  # fmt: skip
 VISION = "vision_tower.vision_model."
+PREFIXES = (("vision_tower.", VISION),)
 
 
 def llava(fields: dict[str, Any]) -> DecoderSpec:
@@ -48,7 +49,7 @@ def llava(fields: dict[str, Any]) -> DecoderSpec:
         family="llava", unit="tiles", units=(1,), encoder=encoder, arrays=tuple(arrays),
         preparation={"kind": "tiles", "patch": round((encoder.values // 3) ** 0.5)},
     )  # fmt: skip
-    return see(hub_names(text, LANGUAGE), vision, prefixes=(("vision_tower.", VISION),))
+    return see(hub_names(text, LANGUAGE), vision, prefixes=PREFIXES)
 
 
 def clip_encoder(

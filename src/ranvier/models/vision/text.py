@@ -49,5 +49,7 @@ def text_side(fields: dict[str, Any], default: str = "llama") -> DecoderSpec:
             f"config.json: a text side {kind!r} is not supported; supported: {', '.join(SIDES)}."
         )
     resolver, defaults = SIDES[kind]
-    ends = {"eos_token_id": fields["eos_token_id"]} if "eos_token_id" in fields else {}
-    return resolver({**defaults, **ends, **{k: v for k, v in given.items() if v is not None}})
+    own = {k: v for k, v in given.items() if v is not None}
+    whole = {k: fields[k] for k in ("tie_word_embeddings",) if k in fields}
+    ends = {k: fields[k] for k in ("eos_token_id", "bos_token_id") if fields.get(k) is not None}
+    return resolver({**defaults, **ends, **own, **whole})

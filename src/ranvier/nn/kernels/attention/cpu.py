@@ -71,7 +71,9 @@ def attention(
     none = jnp.zeros((0, 0), jnp.float32)
     is_flat = k.dtype == jnp.int8
     block_tokens = k.shape[3] // (spec.head_size + SCALE_BYTES) if is_flat else k.shape[3] * 16
-    numbers = (spec.heads, layout.blocks, block_tokens, *map(layout.offset, META_FIELDS))
+    sees = "sees_to" if "sees_to" in layout.slices else "positions"
+    offsets = map(layout.offset, (*META_FIELDS, sees))
+    numbers = (spec.heads, layout.blocks, block_tokens, *offsets)
     struct: Any = jax.ShapeDtypeStruct
     results = (
         struct((qkv_TO.shape[0], spec.heads * spec.head_size), spec.out_dtype or k.dtype),

@@ -112,11 +112,15 @@ class _Cache:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Queries by tile [N, Q, K, G, E], their positions [N, Q], each tile's context length [N]."""
+    """Queries by tile [N, Q, K, G, E], their positions [N, Q], each tile's context length [N].
+
+    `sees`, where it is not the positions: the last position that each query attends to.
+    """
 
     q: Array
     positions: Array
     contexts: Array
+    sees: Array | None = None
 
 
 def _whole(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, window: Array) -> Array:
@@ -125,7 +129,9 @@ def _whole(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, window
     tables_NM = meta[layout.slices["block_tables"]].reshape(rows, layout.blocks)
     positions_NQ = meta[layout.slices["positions"]].reshape(rows, -1)
     q = q_TKGE.reshape(rows, -1, *q_TKGE.shape[1:])
-    tiles = _Tiles(q, positions_NQ, meta[layout.slices["context_lens"]])
+    sees = _sees(meta, layout)
+    sees = None if sees is None else sees.reshape(rows, -1)
+    tiles = _Tiles(q, positions_NQ, meta[layout.slices["context_lens"]], sees)
     scores, values = _scores(tiles, cache, tables_NM, jnp.int32(0), window)
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     probs = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -140,10 +146,11 @@ def _ragged(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, windo
     padding = -layout.blocks % per_chunk
     tables_SM = meta[at["block_tables"]].reshape(layout.rows, layout.blocks)
     tables_NM = jnp.pad(_pick(tables_SM, cut.sequences), ((0, 0), (0, padding)))
-    contexts_S = meta[at["context_lens"]]
+    contexts_S, sees = meta[at["context_lens"]], _sees(meta, layout)
     tiles = _Tiles(
         _pick(q_TKGE, cut.tokens), _pick(meta[at["positions"]], cut.tokens),
         _pick(contexts_S, cut.sequences),
+        None if sees is None else _pick(sees, cut.tokens),
     )  # fmt: skip
     chunk_keys = per_chunk * cache.keys
 
@@ -205,12 +212,18 @@ def _scores(
     scores = jnp.einsum("nqkge,ncke->nkgqc", tiles.q, k_NCKE, preferred_element_type=jnp.float32)
     keys_C = start + jnp.arange(k_NCKE.shape[1], dtype=jnp.int32)
     behind_NQC = tiles.positions[:, :, None] - keys_C[None, None, :]
-    is_seen_NQC = (behind_NQC >= 0) & ((window == 0) | (behind_NQC < window))
+    ahead_NQC = behind_NQC if tiles.sees is None else tiles.sees[:, :, None] - keys_C[None, None, :]
+    is_seen_NQC = (ahead_NQC >= 0) & ((window == 0) | (behind_NQC < window))
     # What no step has written may be anything, NaN too: a weight of 0 would not hide it.
     is_written_NC = keys_C[None, :] < tiles.contexts[:, None]
     v_NCKE = jnp.where(is_written_NC[:, :, None, None], v_NCKE, 0)
     is_seen_NQC &= is_written_NC[:, None, :]
     return jnp.where(is_seen_NQC[:, None, None], scores, MASKED), v_NCKE
+
+
+def _sees(meta: Array, layout: MetaLayout) -> Array | None:
+    """The last position that each token attends to, where that may be behind its own."""
+    return meta[layout.slices["sees_to"]] if "sees_to" in layout.slices else None
 
 
 def _merge(
