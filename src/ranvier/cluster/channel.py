@@ -61,6 +61,8 @@ class Channel:
         if not self._lock.acquire(timeout=wait_s):
             return
         try:
+            if self._connection.fileno() < 0:
+                return
             poll = select.poll()
             poll.register(self._connection, select.POLLOUT)
             if poll.poll(wait_s * 1e3):

@@ -44,11 +44,23 @@ from ranvier.link.message import (
     frame_size,
 )
 
-__all__ = ["EngineClient", "SocketClient", "Stream"]
+__all__ = ["EngineClient", "SocketClient", "Stream", "StreamOwner"]
 
 WATCH_S = 0.05
 """At least this long between two looks: what has arrived meanwhile is heard first."""
 Receive = Callable[[Located | Phase], None]
+
+
+class StreamOwner(Protocol):
+    """Whom a stream tells of its end."""
+
+    def forget(self, request_id: str) -> None:
+        """Cancel a request whose stream is no longer read."""
+        ...
+
+    def close_stream(self, request_id: str) -> None:
+        """A request has ended; nothing more is expected of it."""
+        ...
 
 
 class EngineClient(Protocol):
@@ -59,6 +71,7 @@ class EngineClient(Protocol):
     def submit(self, requests: Sequence[Request]) -> Stream: ...
     def cancel(self, request_id: str, index: int | None = None) -> None: ...
     def trouble(self) -> str | None: ...
+    def degraded(self) -> str | None: ...
     def stats(self) -> EngineStats: ...
     def reset_prefix_cache(self) -> None: ...
 
@@ -69,8 +82,8 @@ class Stream:
     Use it as an async context manager: leaving it early cancels what is open.
     """
 
-    def __init__(self, client: SocketClient, requests: Sequence[Request]) -> None:
-        self._client = client
+    def __init__(self, owner: StreamOwner, requests: Sequence[Request]) -> None:
+        self._owner = owner
         self._open = {r.request_id: r.params.sequence_count for r in requests}
         self._events: list[Event] = []
         self._error: RanvierError | None = None
@@ -81,7 +94,7 @@ class Stream:
 
     async def __aexit__(self, *_: object) -> None:
         for name in self._open:
-            self._client.forget(name)
+            self._owner.forget(name)
         self._open = {}
 
     def __aiter__(self) -> Stream:
@@ -118,7 +131,7 @@ class Stream:
         self._open[request_id] -= 1
         if not self._open[request_id]:
             del self._open[request_id]
-            self._client.close_stream(request_id)
+            self._owner.close_stream(request_id)
 
 
 class SocketClient:
@@ -168,6 +181,13 @@ class SocketClient:
 
         Raises RequestError for an id that is in use.
         """
+        self.check(requests)
+        stream = Stream(self, requests)
+        self.attach(stream, requests)
+        return stream
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise what submit raises."""
         if self._error is not None:
             raise self._error
         for request in requests:
@@ -175,11 +195,12 @@ class SocketClient:
                 raise RequestError(
                     f"Request id {request.request_id!r} is in use.", param="request_id"
                 )
-        stream = Stream(self, requests)
+
+    def attach(self, stream: Stream, requests: Sequence[Request]) -> None:
+        """Send checked requests; their events go to a stream that may be of others too."""
         self._send(Admit(list(requests)))
         for request in requests:
             self._streams[request.request_id] = stream
-        return stream
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         """End a request or one of its sequences; its last event is not waited for."""
@@ -201,6 +222,10 @@ class SocketClient:
         silent_s = time.monotonic() - self._heard_s
         if silent_s > self._stall_s:
             return f"The engine has been stuck for {silent_s:.0f} s."
+        return None
+
+    def degraded(self) -> str | None:
+        """What is lost of an engine that can still serve: nothing, of one."""
         return None
 
     def stats(self) -> EngineStats:

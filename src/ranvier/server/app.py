@@ -126,7 +126,10 @@ class _Service:
     async def health(self, http: Request) -> Response:
         is_draining = self._generation.gate.is_draining
         trouble = "The server is draining." if is_draining else self._client.trouble()
-        return Response() if trouble is None else error_response(503, trouble)
+        if trouble is not None:
+            return error_response(503, trouble)
+        degraded = self._client.degraded()
+        return Response() if degraded is None else json_response({"degraded": degraded})
 
     async def live(self, http: Request) -> Response:
         return Response()

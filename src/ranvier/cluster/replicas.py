@@ -1,0 +1,139 @@
+"""ReplicaClient: several engines as one, to the server. A lost one takes its own requests alone.
+
+Every request of a submission is routed on its own; their events meet in one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import msgspec
+
+from ranvier.cluster.router import Router
+from ranvier.core.errors import InternalError, RequestError
+from ranvier.core.request import EngineStats, Request
+from ranvier.link.client import SocketClient, Stream
+
+__all__ = ["ReplicaClient"]
+
+LARGEST = ("host_ms_p50",)
+"""Numbers of which the largest is shown; all others are sums."""
+GAUGES = ("requests_running", "requests_waiting", "blocks_total", "blocks_free")
+"""Of a replica that is lost these are nothing."""
+
+
+class ReplicaClient:
+    """An EngineClient over the clients of all replicas, in their order."""
+
+    def __init__(self, clients: Sequence[SocketClient], router: Router) -> None:
+        self._clients = list(clients)
+        self._router = router
+        self._owners: dict[str, int] = {}
+        self.on_stats: Callable[[EngineStats], None] | None = None
+        for client in self._clients:
+            client.on_stats = self._heard
+
+    def submit(self, requests: Sequence[Request]) -> Stream:
+        """Send each request to a replica. Raises InternalError when none is left.
+
+        Raises RequestError for an id that is in use.
+        """
+        for request in requests:
+            if request.request_id in self._owners:
+                raise RequestError(
+                    f"Request id {request.request_id!r} is in use.", param="request_id"
+                )
+        self._notice()
+        shares: dict[int, list[Request]] = {}
+        try:
+            for request in requests:
+                index = self._router.choose(request)
+                self._owners[request.request_id] = index
+                shares.setdefault(index, []).append(request)
+        except LookupError:
+            raise InternalError("Every replica is gone.", hint="Restart the server.") from None
+        stream = Stream(self, requests)
+        for index, share in shares.items():
+            self._clients[index].attach(stream, share)
+        return stream
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """End a request or one of its sequences."""
+        owner = self._owners.get(request_id)
+        if owner is not None:
+            self._clients[owner].cancel(request_id, index)
+
+    def forget(self, request_id: str) -> None:
+        """Cancel a request whose stream is no longer read."""
+        owner = self._owners.pop(request_id, None)
+        if owner is not None:
+            self._router.end(owner, request_id)
+            self._clients[owner].forget(request_id)
+
+    def close_stream(self, request_id: str) -> None:
+        """A request has ended; nothing more is expected of it."""
+        owner = self._owners.pop(request_id, None)
+        if owner is not None:
+            self._router.end(owner, request_id)
+            self._clients[owner].close_stream(request_id)
+
+    def trouble(self) -> str | None:
+        """Why no request can be served, or None while one replica can."""
+        found = self._troubles()
+        return None if len(found) < len(self._clients) else "; ".join(found.values())
+
+    def degraded(self) -> str | None:
+        """Which replicas are lost, while others serve."""
+        return "; ".join(self._troubles().values()) or None
+
+    def stats(self) -> EngineStats:
+        """The numbers of all replicas together; a lost one's counters stay as they were last."""
+        return self._sum(None)
+
+    def reset_prefix_cache(self) -> None:
+        self._router.forget()
+        for client in self._clients:
+            client.reset_prefix_cache()
+
+    async def close(self) -> None:
+        """End every replica; open streams end with an error."""
+        for client in self._clients:
+            await client.close()
+
+    def _troubles(self) -> dict[int, str]:
+        count = len(self._clients)
+        return {
+            index: f"Replica {index + 1} of {count}: {trouble}"
+            for index, client in enumerate(self._clients)
+            if (trouble := client.trouble()) is not None
+        }
+
+    def _notice(self) -> None:
+        """Tell the router who is gone; one that is only stuck gets nothing until it moves."""
+        troubles = self._troubles()
+        for index in range(len(self._clients)):
+            self._router.mark(index, is_lost=index in troubles)
+
+    def _heard(self, news: EngineStats) -> None:
+        if self.on_stats is not None:
+            self.on_stats(self._sum(news.step_tokens))
+
+    def _sum(self, step_tokens: list[int] | None) -> EngineStats:
+        """`step_tokens`: those of the replica that has just been heard."""
+        total = EngineStats()
+        for client in self._clients:
+            stats, is_lost = client.stats(), client.error is not None
+            for name in total.__struct_fields__:
+                if not (is_lost and name in GAUGES):
+                    value = _joined(name, getattr(total, name), getattr(stats, name))
+                    setattr(total, name, value)
+        return msgspec.structs.replace(total, step_tokens=step_tokens or [])
+
+
+def _joined(name: str, total: Any, value: Any) -> Any:
+    """A number of several replicas; lists are numbers by position."""
+    if isinstance(value, list):
+        return [a + b for a, b in zip_longest(total, value, fillvalue=0)]
+    return max(total, value) if name in LARGEST else total + value
