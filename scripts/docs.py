@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ranvier.cli.options.cluster import ClusterOptions
 from ranvier.cli.options.flags import field_docs
 from ranvier.cli.options.front import FrontOptions
 from ranvier.cli.options.known import ENVIRONMENT, KNOWN
@@ -70,6 +71,7 @@ def config() -> str:
         CONFIG.format(note=NOTE),
         "## Engine\n\n" + _options(Options),
         "## Server\n\n" + _options(FrontOptions),
+        "## Cluster\n\n" + _options(ClusterOptions),
     ]
     return "\n".join(parts)
 

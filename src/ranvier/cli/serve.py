@@ -13,25 +13,41 @@ import sys
 import time
 from pathlib import Path
 
+from ranvier.cli.options.cluster import (
+    ClusterOptions,
+    check_cluster,
+    cluster_key,
+    find_place,
+)
 from ranvier.cli.options.front import FrontOptions, bind_socket, check_front
 from ranvier.cli.options.settings import Options
-from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.fleet import Fleet
 from ranvier.cli.serving.log import configure_logging
+from ranvier.cli.serving.order import EngineOrder
 from ranvier.cli.serving.shutdown import Shutdown
 from ranvier.link.message import Located, Phase, Ready
 
 __all__ = ["serve"]
 
 
-def serve(options: Options, front: FrontOptions, start_s: float) -> int:
-    """Serve until SIGINT or SIGTERM; requests in flight get front.shutdown_timeout to finish."""
+def serve(options: Options, front: FrontOptions, cluster: ClusterOptions, start_s: float) -> int:
+    """Serve until SIGINT or SIGTERM; requests in flight get front.shutdown_timeout to finish.
+
+    A rank other than 0 serves no HTTP: it follows rank 0 until that stops.
+    """
     check_front(front)
     configure_logging(form=front.log_format, level=front.logging_level)
+    order = _order(options, cluster)
+    if order.place is not None and not order.place.is_leader:
+        from ranvier.cli.serving.rank_load import follow_leader
+
+        follow_leader(order)
     listener = bind_socket(front)
     try:
         import uvloop
 
-        return uvloop.run(_main(options, front, listener, start_s))
+        fleet = Fleet(order, cluster.data_parallel_size)
+        return uvloop.run(_main(fleet, options, front, listener, start_s))
     except asyncio.CancelledError:
         return 130
     finally:
@@ -40,26 +56,36 @@ def serve(options: Options, front: FrontOptions, start_s: float) -> int:
             Path(front.uds).unlink(missing_ok=True)
 
 
+def _order(options: Options, cluster: ClusterOptions) -> EngineOrder:
+    """Where this process stands, checked before anything is built. Raises ConfigError."""
+    place = find_place(cluster)
+    check_cluster(options, cluster, place)
+    if place is None:
+        return EngineOrder(options)
+    key = cluster_key(cluster, place)
+    return EngineOrder(options, place, key, cluster.cluster_start_timeout)
+
+
 async def _main(
-    options: Options, front: FrontOptions, listener: socket.socket, start_s: float
+    fleet: Fleet, options: Options, front: FrontOptions, listener: socket.socket, start_s: float
 ) -> int:
     shutdown = Shutdown(asyncio.get_running_loop())
-    host, phases = EngineHost(options), _Phases(start_s)
+    phases = _Phases(start_s)
     phases.end("imports and options")
     try:
-        loading = asyncio.ensure_future(_load(host, front, phases))
+        loading = asyncio.ensure_future(_load(fleet, front, phases))
         shutdown.on_first = loading.cancel
         ready, folder = await loading
         shutdown.on_first = None
         from ranvier.cli.serving.listen import Listener
 
-        serving = Listener(front, options, host, ready, folder)
+        serving = Listener(front, options, fleet, ready, folder)
         return await serving.run(listener, shutdown, on_ready=phases.show)
     finally:
-        await host.close(is_hurried=shutdown.insisted.is_set())
+        await fleet.close(is_hurried=shutdown.insisted.is_set())
 
 
-async def _load(host: EngineHost, front: FrontOptions, phases: _Phases) -> tuple[Ready, Path]:
+async def _load(fleet: Fleet, front: FrontOptions, phases: _Phases) -> tuple[Ready, Path]:
     """The engine; in its shadow the imports of the HTTP side."""
     found: list[Path] = []
 
@@ -69,7 +95,7 @@ async def _load(host: EngineHost, front: FrontOptions, phases: _Phases) -> tuple
         else:
             phases.add(message.name, message.seconds)
 
-    connecting = asyncio.ensure_future(host.connect(hear, front.engine_stall_timeout))
+    connecting = asyncio.ensure_future(fleet.connect(hear, front.engine_stall_timeout))
     try:
         await asyncio.to_thread(importlib.import_module, "ranvier.cli.serving.listen")
         ready = await connecting

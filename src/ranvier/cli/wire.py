@@ -29,6 +29,7 @@ from ranvier.cli.options.speculative import read_speculative
 from ranvier.cli.quantisation import with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
+from ranvier.core.step import Runner
 from ranvier.engine.llm import Offline
 from ranvier.engine.loop import Engine
 from ranvier.text.codec import DEFAULTS, TextCodec
@@ -49,6 +50,7 @@ __all__ = [
     "key_of",
     "load_engine",
     "locate",
+    "make_engine",
     "open_codec",
     "open_engine",
     "open_model",
@@ -91,7 +93,11 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
 
 def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     """A warm engine on an artifact. Appends (phase, seconds) to `phases`."""
-    runner = open_runner(folder, options, phases)
+    return make_engine(open_runner(folder, options, phases), options)
+
+
+def make_engine(runner: Runner, options: Options) -> Engine:
+    """The engine over a warm runner."""
     is_caching = options.enable_prefix_caching
     if is_caching and runner.info.kv_layout == "contiguous":
         say("prefix caching is off: regions of the contiguous KV layout can't be shared")

@@ -37,13 +37,6 @@ class Place:
     def is_leader(self) -> bool:
         return self.rank == 0
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether no other machine can take part."""
-        return (
-            self.address == "localhost" or self.address.startswith("127.") or self.address == "::1"
-        )
-
 
 @dataclass(frozen=True)
 class _Hint:

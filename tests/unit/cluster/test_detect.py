@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ranvier.cluster.detect import PORT_DEFAULT, Place, detect, first_host
+from ranvier.cluster.detect import PORT_DEFAULT, detect, first_host
 from ranvier.core.errors import ConfigError
 
 SLURM = {
@@ -80,7 +80,5 @@ def test_first_host_of_a_slurm_list(nodes, host):
     assert first_host(nodes) == host
 
 
-def test_loopback_is_known_and_the_port_has_a_default():
-    assert Place(0, 2, "127.0.0.1").is_loopback and Place(0, 2, "::1").is_loopback
-    assert not Place(0, 2, "10.0.0.1").is_loopback
+def test_the_port_has_a_default():
     assert detect({}, count=2, rank=0, address="a").port == PORT_DEFAULT

@@ -26,10 +26,11 @@ class Known(NamedTuple):
 _AHEAD = "every program is compiled ahead of time; nothing is captured or compiled while serving"
 _RECOMPUTE = "a sequence that loses its blocks is recomputed, never swapped"
 _ONE = "one device serves the model in this version"
+_SERVER = "an LLM in this process is one engine; ranvier serve has replicas and ranks"
 _SPECULATION = "give it in speculative_config={'model': ..., 'num_speculative_tokens': ...}"
 _LORA = "LoRA adapters are not supported yet"
 _MEDIA = "only text models are served in this version"
-_EXPERTS = "mixture-of-experts models are not supported yet"
+_EXPERTS = "it splits the experts of a model, and no family with experts is served yet"
 _LOOP = "the engine has one loop, in steps of its own"
 _TRANSFER = "KV caches are not moved between servers"
 _OFFLOAD = "weights are mapped from the artifact; the system pages them"
@@ -70,12 +71,15 @@ KNOWN: dict[str, Known] = {
     "task": Known(("auto", "generate"), _POOLING),
     "convert": Known(("auto", "none"), _POOLING),
     "pipeline_parallel_size": Known((1,), _ONE),
-    "data_parallel_size": Known((1,), _ONE),
+    "data_parallel_size": Known((1,), _SERVER),
     "decode_context_parallel_size": Known((1,), _ONE),
     "prefill_context_parallel_size": Known((1,), _ONE),
-    "nnodes": Known((1,), _ONE),
-    "node_rank": Known((0,), _ONE),
-    "distributed_executor_backend": Known(("uni", "mp"), _ONE),
+    "nnodes": Known((1,), _SERVER),
+    "node_rank": Known((0,), _SERVER),
+    "distributed_executor_backend": Known(("uni", "mp"), _SERVER),
+    "data_parallel_backend": Known(("mp",), "replicas are processes behind one server"),
+    "data_parallel_hybrid_lb": Known((False,), "one server routes to all replicas", True),
+    "data_parallel_external_lb": Known((False,), "one server routes to all replicas", True),
     "max_parallel_loading_workers": Known(ANY, _OFFLOAD),
     "cpu_offload_gb": Known((0, 0.0), _OFFLOAD),
     "calculate_kv_scales": Known((False,), "the cache is not scaled", True),

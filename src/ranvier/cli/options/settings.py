@@ -57,7 +57,7 @@ KV_CACHE_DTYPES = {
 NEURON = ("override_neuron_config", "additional_config", "from_nxdi")
 BUCKET_VARIABLES = ("NEURON_CONTEXT_LENGTH_BUCKETS", "NEURON_TOKEN_GEN_BUCKETS")
 CONFIG_BYTES_MAX = 2**20
-OWN_VARIABLES = ("cache_root",)
+OWN_VARIABLES = ("cache_root", "cluster_key")
 
 LOGICAL_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 FRAMEWORK_VARIABLE = "VLLM_NEURON_FRAMEWORK"
@@ -210,9 +210,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def environment(names: Iterable[str], variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Options set by RANVIER_X, else by a documented VLLM_X, as text. Raises ConfigError."""
+    from ranvier.cli.options.cluster import ClusterOptions
     from ranvier.cli.options.front import FrontOptions
 
-    known = [*option_names(Options, FrontOptions), *OWN_VARIABLES]
+    known = [*option_names(Options, FrontOptions, ClusterOptions), *OWN_VARIABLES]
     own = {k[8:].lower(): v for k, v in variables.items() if k.startswith("RANVIER_")}
     for name in own:
         if name not in known:
@@ -256,9 +257,9 @@ def read_config(path: Path) -> dict[str, tuple[Any, str]]:
     }
 
 
-def machine_variables() -> dict[str, str]:
-    """The variables that a check of the machine reports."""
-    prefixes = ("NEURON_", "RANVIER_", "VLLM_", "XLA_", "JAX_", "OMP_")
+def machine_variables(*prefixes: str) -> dict[str, str]:
+    """The variables of these prefixes, else those that a check of the machine reports."""
+    prefixes = prefixes or ("NEURON_", "RANVIER_", "VLLM_", "XLA_", "JAX_", "OMP_")
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
 
 

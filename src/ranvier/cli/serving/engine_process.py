@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
-import json
 import os
 import signal
 import socket
 import sys
 import time
 
-from ranvier.cli.options.settings import Options
 from ranvier.cli.serving.log import configure_logging
+from ranvier.cli.serving.order import EngineOrder
+from ranvier.cli.serving.rank_load import load_rank
+from ranvier.cli.serving.ranks import Agree, lead
+from ranvier.cluster.agree import start_facts
 from ranvier.core.errors import InternalError, RanvierError
+from ranvier.core.step import Runner
 from ranvier.engine.loop import Engine
 from ranvier.link.message import Failure, Located, Phase, Ready
 from ranvier.link.service import EngineLink, EngineService
@@ -34,7 +37,7 @@ def main(path: str) -> int:
     faulthandler.register(signal.SIGUSR1)
     configure_logging(form="text", level="INFO")
     start_s = time.perf_counter()
-    options = Options(**json.load(sys.stdin))
+    order = EngineOrder.load(sys.stdin.read())
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -42,7 +45,9 @@ def main(path: str) -> int:
         _forget(path)
     link = EngineLink(connection, _end_soon)
     try:
-        EngineService(_open(options, link, start_s), link).run()
+        engine = _open(order, link, start_s)
+        EngineService(engine, link).run()
+        engine.runner.close()
     except RanvierError as error:
         link.send(Failure.of(error))
         return error.exit_code
@@ -56,14 +61,21 @@ def main(path: str) -> int:
     return 0
 
 
-def _open(options: Options, link: EngineLink, start_s: float) -> Engine:
-    from ranvier.cli.wire import ensure_artifact, load_engine
+def _open(order: EngineOrder, link: EngineLink, start_s: float) -> Engine:
+    order.take_share()
+    options, phases = order.options, _ToldPhases(link)
 
-    phases = _ToldPhases(link)
-    folder = ensure_artifact(options)
-    phases.append(("find or build artifact", time.perf_counter() - start_s))
-    link.send(Located(str(folder)))
-    engine = load_engine(folder, options, phases)
+    def load(agree: Agree) -> Runner:
+        return load_rank(order, agree, phases, lambda folder: link.send(Located(str(folder))))
+
+    if order.place is None:
+        runner = load(lambda stage, values: None)
+    else:
+        facts = start_facts(options, order.place.count)
+        runner = lead(order.place, order.key, facts, load, link, order.timeout_s)
+    from ranvier.cli.wire import make_engine
+
+    engine = make_engine(runner, options)
     info = engine.runner.info
     cache = {
         "block_size": str(info.block_tokens),

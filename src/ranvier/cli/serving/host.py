@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -16,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from ranvier.cli.options.settings import Options
+from ranvier.cli.serving.order import EngineOrder
 from ranvier.core.errors import InternalError, RanvierError
 from ranvier.link.client import SocketClient
 from ranvier.link.message import Located, Phase, Ready
@@ -30,7 +28,7 @@ END_S = 3.0
 class EngineHost:
     """One engine process. The socket's folder exists only until the process has connected."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, order: EngineOrder) -> None:
         self._folder = tempfile.mkdtemp(prefix="ranvier-")
         path = os.path.join(self._folder, "engine.sock")
         self._listener = _listen(path)
@@ -42,7 +40,7 @@ class EngineHost:
         )
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(dataclasses.asdict(options)).encode())
+            self.process.stdin.write(order.dump())
             self.process.stdin.close()
         except BrokenPipeError:
             pass  # it has ended already; connect() says so

@@ -14,10 +14,11 @@ import uvicorn
 from ranvier.artifact.read import read_manifest
 from ranvier.cli.options.front import FrontOptions, server_options
 from ranvier.cli.options.settings import Options, say
-from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.fleet import Fleet
 from ranvier.cli.serving.http import BoundedProtocol
 from ranvier.cli.serving.shutdown import Shutdown
 from ranvier.cli.wire import open_codec
+from ranvier.core.errors import ClusterError
 from ranvier.link.message import Ready
 from ranvier.server.app import make_app
 from ranvier.server.http.log import StatsLine
@@ -32,11 +33,12 @@ class Listener:
     """The application of one served model."""
 
     def __init__(
-        self, front: FrontOptions, options: Options, host: EngineHost, ready: Ready, folder: Path
+        self, front: FrontOptions, options: Options, fleet: Fleet, ready: Ready, folder: Path
     ) -> None:
-        assert host.client is not None
+        assert fleet.client is not None
         self._front = front
-        self._client = host.client
+        self._fleet = fleet
+        self._client = fleet.client
         size = int(read_manifest(folder).model["vocab_size"])
         codec = open_codec(folder, size, ready.info.model_len_max, options)
         self._codec = codec
@@ -47,7 +49,7 @@ class Listener:
     async def run(
         self, listener: socket.socket, shutdown: Shutdown, *, on_ready: Callable[[], None]
     ) -> int:
-        """Serve until the first signal, then drain. The exit code."""
+        """Serve until the first signal, or the loss of a rank, then drain. The exit code."""
         front = self._front
         config = uvicorn.Config(
             self._app,
@@ -74,8 +76,9 @@ class Listener:
         on_ready()
         say(f"ready at {self._where(listener)} (model {self._server.model_name})")
         counting = asyncio.ensure_future(self._count())
+        lost = asyncio.ensure_future(self._fleet.lost())
         await asyncio.wait(
-            [asyncio.ensure_future(shutdown.asked.wait()), serving],
+            [asyncio.ensure_future(shutdown.asked.wait()), serving, lost],
             return_when=asyncio.FIRST_COMPLETED,
         )
         await self._drain(shutdown)
@@ -85,6 +88,10 @@ class Listener:
         server.should_exit = True
         server.force_exit = shutdown.insisted.is_set()
         await serving
+        if lost.done():
+            say(f"error: {lost.result()}")
+            return ClusterError.exit_code
+        lost.cancel()
         return 0
 
     def _where(self, listener: socket.socket) -> str:

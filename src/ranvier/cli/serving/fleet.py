@@ -1,0 +1,86 @@
+"""Fleet: the engine processes of one server, one or several replicas, as one client.
+
+The first replica builds what is missing; the others start once it knows the artifact, and load
+beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from ranvier.cli.serving.host import EngineHost
+from ranvier.cli.serving.order import EngineOrder, Share
+from ranvier.cluster.replicas import ReplicaClient
+from ranvier.cluster.router import Router
+from ranvier.core.errors import RanvierError
+from ranvier.link.client import SocketClient
+from ranvier.link.message import Located, Phase, Ready
+
+__all__ = ["Fleet"]
+
+Hear = Callable[[Located | Phase], None]
+
+
+class Fleet:
+    """`order` is that of one engine; with `replicas` above 1 each gets its share."""
+
+    def __init__(self, order: EngineOrder, replicas: int = 1) -> None:
+        self._orders = [order]
+        if replicas > 1:
+            self._orders = [replace(order, share=Share(i, replicas)) for i in range(replicas)]
+        self._hosts = [EngineHost(self._orders[0])]
+        self._is_rank = order.place is not None
+        self.client: SocketClient | ReplicaClient | None = None
+
+    async def connect(self, hear: Hear, stall_s: float) -> Ready:
+        """Wait until every engine is ready. Raises what made a start fail."""
+        located = asyncio.Event()
+
+        def first(message: Located | Phase) -> None:
+            if isinstance(message, Located):
+                located.set()
+            hear(message)
+
+        connecting = [asyncio.create_task(self._hosts[0].connect(first, stall_s))]
+        try:
+            if len(self._orders) > 1:
+                waiting = asyncio.ensure_future(located.wait())
+                await asyncio.wait([waiting, *connecting], return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                if located.is_set():
+                    connecting += [self._start(order, stall_s) for order in self._orders[1:]]
+            ready, *_ = await asyncio.gather(*connecting)
+        finally:
+            for task in connecting:
+                task.cancel()
+        self._meet(ready)
+        return ready
+
+    async def lost(self) -> RanvierError:
+        """Wait until this server can never serve again, where a supervisor should restart it."""
+        if not self._is_rank:
+            await asyncio.Event().wait()
+        assert isinstance(self.client, SocketClient)
+        await self.client.lost.wait()
+        assert self.client.error is not None
+        return self.client.error
+
+    async def close(self, *, is_hurried: bool = False) -> None:
+        """End every process. Safe to call at any time."""
+        await asyncio.gather(*(host.close(is_hurried=is_hurried) for host in self._hosts))
+
+    def _start(self, order: EngineOrder, stall_s: float) -> asyncio.Task[Ready]:
+        host = EngineHost(order)
+        self._hosts.append(host)
+        return asyncio.create_task(host.connect(lambda message: None, stall_s))
+
+    def _meet(self, ready: Ready) -> None:
+        clients = [host.client for host in self._hosts if host.client is not None]
+        if len(clients) == 1:
+            self.client = clients[0]
+            return
+        info = ready.info
+        router = Router(len(clients), block_tokens=info.block_tokens, block_count=info.block_count)
+        self.client = ReplicaClient(clients, router)

@@ -1,0 +1,31 @@
+"""This process as one of several under jax's distributed runtime."""
+
+from __future__ import annotations
+
+import jax
+
+from ranvier.core.errors import ClusterError
+
+__all__ = ["join"]
+
+
+def join(address: str, count: int, rank: int, *, local_devices: int, timeout_s: float) -> None:
+    """Meet the other processes at `address`, where rank 0's coordinator listens.
+
+    Has to come before jax looks for devices. On the CPU this process gets `local_devices`, and
+    collectives between processes are gloo's. Raises ClusterError.
+    """
+    jax.config.update("jax_num_cpu_devices", local_devices)  # type: ignore[no-untyped-call]
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
+    try:
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=count,
+            process_id=rank,
+            initialization_timeout=int(timeout_s),
+        )
+    except RuntimeError as error:
+        raise ClusterError(
+            f"Rank {rank} did not meet the others at {address}: {error}",
+            hint="That port of rank 0 must be reachable from every host.",
+        ) from error
