@@ -203,7 +203,85 @@ def _canvases(model, images):
     return dict(pixel_values=torch.tensor(np.concatenate(whole)), image_sizes=torch.tensor(sizes))
 
 
+def mllama():
+    text = {**TEXT, "num_hidden_layers": 5, "cross_attention_layers": [1, 4]}
+    text.pop("head_dim")
+    vision = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_global_layers=2,
+        attention_heads=2, image_size=16, patch_size=4, vision_output_dim=96,
+        intermediate_layers_indices=[0, 1],
+    )  # fmt: skip
+    config = hf.MllamaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
+    cases = {
+        "first": dict(parts=[-1, 9], images=[_tiled(1, 2)]),
+        "later": dict(parts=[6, -1, 9], images=[_tiled(2, 2)]),
+        "apart": dict(parts=[2, -1, 5, -1, 9], images=[_tiled(3, 1), _tiled(1, 1)]),
+        "three": dict(parts=[2, -1, 3, -2, 9], images=[_tiled(1, 2), _tiled(1, 1), _tiled(2, 1)]),
+    }
+    return hf.MllamaForConditionalGeneration(config), cases, _aspects
+
+
+def _tiled(rows, columns):
+    return dict(shape=(rows * columns, 3, 16, 16), grid=(1, rows, columns))
+
+
+def _hide_unseen(model):
+    """As Meta's own model has it: a token before the first picture gets nothing of one.
+
+    transformers lets it attend to all pictures alike, those that are yet to come among them.
+    """
+    for layer in model.model.language_model.layers:
+        if hasattr(layer, "cross_attn"):
+            layer.register_forward_pre_hook(_remember, with_kwargs=True)
+            layer.cross_attn.register_forward_hook(_hide)
+
+
+def _remember(layer, args, kwargs):
+    layer.cross_attn.seen = kwargs.get("full_text_row_masked_out_mask")
+
+
+def _hide(module, args, output):
+    return output if module.seen is None else (module.seen[:, 0] * output[0], *output[1:])
+
+
+def _aspects(model, images, ids):
+    ratios = model.config.vision_config.supported_aspect_ratios
+    count = len(images)
+    tiles = np.zeros((1, count, 4, 3, 16, 16), np.float32)
+    mask, of = np.zeros((1, count, 4), np.int64), np.zeros((1, count), np.int64)
+    for i, image in enumerate(images):
+        own = len(image["pixels"])
+        tiles[0, i, :own], mask[0, i, :own] = image["pixels"], 1
+        of[0, i] = ratios.index(list(image["grid"][1:])) + 1
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense as dense,
+    )
+    from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask as runs
+
+    seen = dense([runs(ids[0].tolist(), IMAGE)], [mask[0].sum(1).tolist()], 4, ids.shape[1])
+    return dict(
+        pixel_values=torch.tensor(tiles), aspect_ratio_mask=torch.tensor(mask),
+        aspect_ratio_ids=torch.tensor(of), cross_attention_mask=torch.tensor(seen),
+    )  # fmt: skip
+
+
+def _keys_and_values(model, inputs):
+    """Of every layer that attends to tiles, for the tiles that are there."""
+    inner = model.model
+    given = {k: v for k, v in inputs.items() if k != "cross_attention_mask"}
+    with torch.no_grad():
+        states = inner.multi_modal_projector(inner.vision_model(**given).last_hidden_state)
+        states = states[inputs["aspect_ratio_mask"].bool()].reshape(-1, states.shape[-1])
+        parts = []
+        for layer in inner.language_model.layers:
+            if hasattr(layer, "cross_attn"):
+                own = layer.cross_attn
+                parts += [own.k_norm(own.k_proj(states)), own.v_proj(states)]
+    return torch.cat(parts, dim=1).numpy()
+
+
 FAMILIES = {
+    "mllama": mllama,
     "llava": llava, "llava_next": llava_next, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl, "idefics3": idefics3, "smolvlm": smolvlm, "gemma3": gemma3_vision,
     "pixtral": pixtral,
@@ -229,7 +307,8 @@ def run(model, case, seed, prepare):
         for i, image in enumerate(case["images"])
     ]
     ids = torch.tensor(prompt(seed, case["parts"]))[None]
-    inputs = prepare(model, images) if images else {}
+    own = (model, images, ids) if prepare is _aspects else (model, images)
+    inputs = prepare(*own) if images else {}
     types = (ids == IMAGE).int()
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in inputs:
@@ -249,6 +328,8 @@ def run(model, case, seed, prepare):
 
 def features(model, inputs):
     """Features of all pictures, one below the other."""
+    if "aspect_ratio_ids" in inputs:
+        return _keys_and_values(model, inputs)
     given = {k: v for k, v in inputs.items() if k not in ("mm_token_type_ids", "token_type_ids")}
     with torch.no_grad():
         out = model.model.get_image_features(**given)
@@ -268,6 +349,8 @@ def main() -> None:
         model.to(torch.bfloat16).save_pretrained(folder)
         # Read back: a cast of the model in place would round its rope frequencies too.
         model = type(model).from_pretrained(folder, dtype=torch.float32).eval()
+        if prepare is _aspects:
+            _hide_unseen(model)
         cases = {"none": dict(parts=[12], images=[]), **cases}
         found = {}
         for seed, (label, case) in enumerate(cases.items()):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ranvier.core.media import ImageItem
 
-__all__ = ["CASES", "GOLDENS", "pictures_of", "rope_of"]
+__all__ = ["CASES", "GOLDENS", "PICTURES", "cross_spans", "pictures_of", "rope_of"]
 
 GOLDENS = Path(__file__).parent / "vision_goldens"
 IMAGE = 5
@@ -23,6 +23,12 @@ QWEN = {
     "one": [_patches(4, 6)],
     "three": [_patches(10, 4), _patches(2, 2), _patches(6, 6)],
 }
+
+
+def _tiled(rows: int, columns: int) -> dict:
+    return dict(shape=(rows * columns, 3, 16, 16), grid=(1, rows, columns))
+
+
 TALL = dict(shape=(3, 3, 16, 16), size=(40, 20), grid=(1, 2, 1))
 PICTURES: dict[str, dict[str, list[dict]]] = {
     "llava": {"one": [TILE], "two": [TILE, TILE]},
@@ -36,6 +42,10 @@ PICTURES: dict[str, dict[str, list[dict]]] = {
         "whole": [TILE], "tiles": [dict(shape=(5, 3, 16, 16), grid=(1, 2, 2), runs=5), TILE],
     },
     "smolvlm": {"tiles": [dict(shape=(3, 3, 16, 16), grid=(1, 1, 2), runs=3)]},
+    "mllama": {
+        "first": [_tiled(1, 2)], "later": [_tiled(2, 2)], "apart": [_tiled(3, 1), _tiled(1, 1)],
+        "three": [_tiled(1, 2), _tiled(1, 1), _tiled(2, 1)],
+    },
     "gemma3": {"one": [TILE], "two": [TILE, TILE]},
     "pixtral": {
         "one": [dict(shape=(1, 3, 12, 20), grid=(1, 3, 5), runs=3)],
@@ -58,6 +68,8 @@ def pictures_of(family: str, label: str, ids: np.ndarray) -> list[ImageItem]:
     labels = ["none", *(name for of, name in CASES if of == family)]
     seed, images = labels.index(label), CASES.get((family, label), [])
     runs, items = spans(ids), []
+    if family == "mllama":
+        runs = [(int(at), 1) for at in np.flatnonzero(ids == IMAGE)]
     for i, image in enumerate(images):
         given = image.get("shape"), image.get("grid", (1, 1, 1)), image.get("size", (16, 16))
         own = [runs.pop(0) for _ in range(image.get("runs", 1))]
@@ -74,6 +86,20 @@ def spans(ids: np.ndarray) -> list[tuple[int, int]]:
     """(start, count) of each run of placeholders."""
     marks = np.flatnonzero(np.diff(np.concatenate([[0], ids == IMAGE, [0]])))
     return [(int(a), int(b - a)) for a, b in zip(marks[::2], marks[1::2], strict=True)]
+
+
+def cross_spans(images: list[ImageItem], length: int) -> list[tuple[int, int]]:
+    """The run of tiles that each token sees: of the pictures that stood last, one behind another.
+
+    Source: the mask of transformers' MllamaProcessor.
+    """
+    found, tiles, group, last = [(0, 0)] * length, 0, 0, -2
+    for image in images:
+        if image.start != last + 1:
+            group = tiles
+        tiles, last = tiles + image.shape[0], image.start
+        found[image.start :] = [(group, tiles)] * (length - image.start)
+    return found
 
 
 def rope_of(spec, ids: np.ndarray, images: list[ImageItem]) -> tuple[np.ndarray | None, int]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.parity.vision_cases import CASES, GOLDENS, pictures_of, rope_of
+from tests.parity.vision_cases import CASES, GOLDENS, cross_spans, pictures_of, rope_of
 
 from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Sizes, programs, state_shapes
@@ -29,6 +29,7 @@ __all__ = ["CASES", "GOLDENS", "Case", "VisionModel", "sizes_of"]
 
 LENGTH, BLOCK = 192, 32
 STEP = ProgramShape("step", 128, 2)
+PREFILL, DECODE = ProgramShape("prefill", 128, 1, LENGTH), ProgramShape("decode", 2, 2, LENGTH)
 
 
 @dataclass
@@ -53,9 +54,11 @@ def sizes_of(spec, kernels, dtype="float32", **changes):
 
 
 class VisionModel:
-    """Compiles the encode programs and one text program of all logits."""
+    """Compiles the encode programs and text programs of all logits, ragged ones or not."""
 
-    def __init__(self, family: str, kernels: str, dtype: str = "float32") -> None:
+    def __init__(
+        self, family: str, kernels: str, dtype: str = "float32", *, is_ragged: bool = True
+    ) -> None:
         if kernels == "cpu" and not library.register():
             pytest.skip("the kernels are not built")
         checkpoint = open_checkpoint(GOLDENS / family)
@@ -66,9 +69,11 @@ class VisionModel:
         weights = {name: jnp.asarray(array) for name, array in packed}
         self.seeing = {n: w for n, w in weights.items() if is_seeing(n)}
         self.weights = {n: w for n, w in weights.items() if not is_seeing(n)}
-        self.layout = STEP.layout(BLOCK, LENGTH, self.info)
-        decoder = Decoder(self.spec, select(kernels), self.layout, 0)
-        self.text = jax.jit(decoder.logits_of_all, donate_argnums=1)
+        self.is_ragged, self.programs = is_ragged, {}
+        for shape in (STEP,) if is_ragged else (PREFILL, DECODE):
+            layout = shape.layout(BLOCK, LENGTH, self.info)
+            decoder = Decoder(self.spec, select(kernels), layout, 0)
+            self.programs[shape] = layout, jax.jit(decoder.logits_of_all, donate_argnums=1)
         self.encoders = {
             p.shape.tokens: jax.jit(p.function, donate_argnums=1)
             for p in programs(self.spec, sizes)
@@ -92,28 +97,46 @@ class VisionModel:
             units = smallest(self.info.units, units_of(image, self.info.unit))
             arrays = arrange(image, self.vision.preparation)
             inputs = padded(arrays, self.vision.encoder.inputs(units))
-            rows = np.full(self.vision.encoder.outputs(units), self.info.rows, np.int32)
-            own = list(range(at, at + image.token_count))
-            rows[: len(own)] = own
+            padding, count = self.info.rows, image.token_count
+            if self.info.is_cross:
+                padding, count = 0, image.shape[0]
+            rows = np.full(self.vision.encoder.outputs(units), padding, np.int32)
+            own = list(range(at, at + count))
+            rows[:count] = own
             inputs["rows"] = rows
-            state = {"features": self.state["features"]}
-            done = self.encoders[units](self.seeing, state, inputs)
-            self.state.update(done)
+            names = ("cross_k", "cross_v") if self.info.is_cross else ("features",)
+            state = {name: self.state[name] for name in names}
+            self.state.update(self.encoders[units](self.seeing, state, inputs))
             case.rows.append(own)
-            found.append(np.asarray(self.state["features"][np.asarray(own)], np.float32))
-            at += image.token_count
+            found.append(self.features(names, np.asarray(own)))
+            at += count
         return np.concatenate(found)
+
+    def features(self, names: tuple[str, ...], rows: np.ndarray) -> np.ndarray:
+        """What lies in rows: features, or by layer keys and values of tiles."""
+        if not self.info.is_cross:
+            return np.asarray(self.state["features"][rows], np.float32)
+        both = [np.asarray(self.state[name][:, rows], np.float32) for name in names]
+        layers, tiles, keys = both[0].shape[:3]
+        whole = np.stack([x.reshape(layers, tiles * keys, -1) for x in both], axis=1)
+        return whole.transpose(2, 0, 1, 3).reshape(tiles * keys, -1)
 
     def run(self, case: Case, start: int, ids: np.ndarray) -> np.ndarray:
         """Logits of a chunk from `start`, the case's pictures in place."""
         stop = start + len(ids)
         blocks = list(range(1, 1 + -(-stop // BLOCK)))
         chunk = Chunk(start, list(map(int, ids)), blocks, media=self.media(case, start, stop))
-        meta = _pack(StepPlan(STEP, [chunk], []), self.layout)
-        self.state, logits = self.text(self.weights, self.state, jnp.asarray(meta))
+        shape = STEP if self.is_ragged else DECODE if len(ids) == 1 else PREFILL
+        layout, program = self.programs[shape]
+        meta = _pack(StepPlan(shape, [chunk], []), layout)
+        self.state, logits = program(self.weights, self.state, jnp.asarray(meta))
         return np.asarray(logits)[: len(ids)]
 
     def media(self, case: Case, start: int, stop: int) -> ChunkMedia:
+        if self.info.is_cross:
+            blocks = [block for own in case.rows for block in own]
+            whole = cross_spans(case.images, max(stop, len(case.ids)))
+            return ChunkMedia(cross_blocks=blocks, cross_spans=whole[start:stop])
         rows, sees = np.full(stop, -1), np.arange(stop)
         for image, own in zip(case.images, case.rows, strict=True):
             left = iter(own)

@@ -171,7 +171,7 @@ def programs(
     if spec.vision is not None and sizes.vision is not None:
         seeing = {name: value for name, value in everything.items() if is_seeing(name)}
         for shape, function, arguments in encoder_programs(
-            spec.vision, sizes.vision, kernels, seeing, state
+            spec, sizes.vision, kernels, seeing, state
         ):
             table.append(Program(shape, function, arguments))
     return table

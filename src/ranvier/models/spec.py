@@ -59,6 +59,10 @@ class VisionSpec:
     preparation: Mapping[str, Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
     is_whole: bool = False
+    cross_before: tuple[int, ...] = ()
+    """Self-attention layers of the text side; before each is one that attends to tiles."""
+    cross_keys: int = 0
+    """Keys of a tile."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,22 @@ class DecoderSpec:
     vision: VisionSpec | None = None
     rope_axes: tuple[int, ...] = ()
     """The axis (frame, row, column) that turns each frequency [E/2]; empty: one position for all"""
+    embed_extra: int = 0
+    """Rows of the embedding that the head has not: ids that are never drawn."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """(prefix in some checkpoints, prefix in `sources`) for names that were changed."""
 
     @property
     def qkv_size(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_size
+
+    @property
+    def embed_rows(self) -> int:
+        return self.vocab_size + self.embed_extra
+
+    @property
+    def cross_before(self) -> tuple[int, ...]:
+        return self.vision.cross_before if self.vision else ()
 
     def array(self, name: str) -> ArraySpec:
         return next(a for a in self.arrays if a.name == name)

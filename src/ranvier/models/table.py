@@ -10,6 +10,7 @@ from ranvier.models import gemma3, llama
 from ranvier.models.spec import DecoderSpec
 from ranvier.models.vision.llava import llava
 from ranvier.models.vision.llava_next import llava_next
+from ranvier.models.vision.mllama import mllama
 from ranvier.models.vision.qwen import qwen2_5_vl, qwen2_vl, qwen3_vl
 from ranvier.models.vision.siglip import gemma3_vision, idefics3
 
@@ -25,6 +26,7 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any]], DecoderSpec]] = {
     "Idefics3ForConditionalGeneration": idefics3,
     "LlavaForConditionalGeneration": llava,
     "LlavaNextForConditionalGeneration": llava_next,
+    "MllamaForConditionalGeneration": mllama,
     "Qwen2VLForConditionalGeneration": qwen2_vl,
     "Qwen2_5_VLForConditionalGeneration": qwen2_5_vl,
     "Qwen3VLForConditionalGeneration": qwen3_vl,

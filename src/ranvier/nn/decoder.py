@@ -22,6 +22,7 @@ from ranvier.nn.draft import Drafter, verify
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.vision.cross import CrossLayers
 from ranvier.nn.vision.text import Seen, look
 
 __all__ = ["Decoder", "DecoderNumbers", "Shards"]
@@ -67,6 +68,10 @@ class DecoderNumbers(Protocol):
     def is_tied(self) -> bool: ...
     @property
     def rope_axes(self) -> tuple[int, ...]: ...
+    @property
+    def cross_before(self) -> tuple[int, ...]: ...
+    @property
+    def embed_rows(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Decoder:
         meta, layout = inputs["meta"], self.layout
         ids_T = self._ids(state, meta)
         caches, wanted = (state["k"], state["v"]), self.drafter.features if self.drafter else ()
-        x_TD, seen_of = look(self.embed(weights, ids_T), state, meta, layout)
+        x_TD, seen_of = self._look(weights, self.embed(weights, ids_T), state, meta)
         hidden_TD, k, v, features = self.run(weights, x_TD, caches, meta, wanted, seen_of)
         with jax.named_scope("head"):
             picks_R = meta[layout.slices["sample_tokens"]]
@@ -135,7 +140,8 @@ class Decoder:
 
     def logits_of_all(self, weights: Weights, state: State, meta: Array) -> tuple[State, Array]:
         """Logits [T, V] of every token: what the parity tests compare."""
-        x_TD, seen = look(self.embed(weights, self._ids(state, meta)), state, meta, self.layout)
+        x_TD = self.embed(weights, self._ids(state, meta))
+        x_TD, seen = self._look(weights, x_TD, state, meta)
         caches = (state["k"], state["v"])
         hidden_TD, k, v, _ = self.run(weights, x_TD, caches, meta, seen=seen)
         logits_TV = self.head(weights, hidden_TD, meta[0:1])
@@ -155,6 +161,19 @@ class Decoder:
         whole_RV: Array = lax.all_gather(logits_RV, self.shards.axis, axis=1, tiled=True)
         return whole_RV[:, : self.shards.vocab_size]
 
+    def _look(
+        self, weights: Weights, x_TD: Array, state: State, meta: Array
+    ) -> tuple[Array, Seen | None]:
+        """Pictures' features in place, and what else pictures add on the way."""
+        vision = self.layout.vision
+        if vision is None or not vision.is_cross:
+            return look(x_TD, state, meta, self.layout)
+        cross = CrossLayers(
+            self.spec, self.kernels, self.layout, weights, state, meta,
+            self.dtype or state["k"].dtype, self.shards.sum if self.shards else lambda y: y,
+        )  # fmt: skip
+        return x_TD, Seen(across=cross.across())
+
     def _ids(self, state: State, meta: Array) -> Array:
         """The step's tokens; those that the last step sampled are still here."""
         source_T = meta[self.layout.slices["token_source"]]
@@ -166,8 +185,8 @@ class Decoder:
         spec, table = self.spec, weight_of(weights, "embed")
         if self.shards is None:
             return self.kernels.embed(table, ids_T, hidden=spec.hidden, scale=spec.embed_scale)
-        ids_T = ids_T - weights["rank"][0] * spec.vocab_size
-        own_T = jnp.clip(ids_T, 0, spec.vocab_size - 1)
+        ids_T = ids_T - weights["rank"][0] * spec.embed_rows
+        own_T = jnp.clip(ids_T, 0, spec.embed_rows - 1)
         x_TD = self.kernels.embed(table, own_T, hidden=spec.hidden, scale=spec.embed_scale)
         x_TD = jnp.where((ids_T == own_T)[:, None], x_TD, 0.0)
         return self.shards.sum(x_TD)
@@ -199,12 +218,16 @@ class Decoder:
             return (seen.deepen(x_TD, layer), k, v), None
 
         carry, found = (x_TD, *caches), []
-        for start, stop in pairwise(sorted({0, *wanted, self.spec.layers})):
+        for start, stop in pairwise(sorted({0, *wanted, *seen.across, self.spec.layers})):
             if start in wanted:
                 found.append(carry[0])
+            if start in seen.across:
+                carry = (seen.across[start](carry[0]), *carry[1:])
             carry, _ = lax.scan(body, carry, jnp.arange(start, stop, dtype=jnp.int32))
         if self.spec.layers in wanted:
             found.append(carry[0])
+        if self.spec.layers in seen.across:
+            carry = (seen.across[self.spec.layers](carry[0]), *carry[1:])
         return (*carry, tuple(found))
 
     def _angles(self, weights: Weights, meta: Array) -> Array:

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from ranvier.core.errors import ConfigError
 from ranvier.core.media import VisionInfo
 from ranvier.core.program import ProgramShape, encoder_shapes
-from ranvier.models.spec import DecoderSpec, VisionSpec
+from ranvier.models.spec import DecoderSpec
 from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.vision.encoder import encode_features
+from ranvier.nn.vision.mllama import MllamaEncoder, encode_cross
 from ranvier.runtime.encoder import PREFIX
 
 __all__ = [
     "encoder_numbers", "encoder_programs", "is_seeing", "resolve_vision", "vision_state",
 ]  # fmt: skip
 
+CACHED_PROMPTS = 2
+"""Of the most pictures: how many the blocks of tiles hold."""
 CACHED_PICTURES = 4
 """Of the largest kind: how many the feature buffer holds beside those of running prompts."""
 
@@ -41,6 +44,12 @@ def resolve_vision(
     if vision is None or not images_max:
         return None
     listed = units or vision.units
+    if vision.cross_before:
+        blocks = CACHED_PROMPTS * images_max * listed[-1]
+        return VisionInfo(
+            family=vision.family, unit=vision.unit, units=listed, rows=1 + blocks,
+            images_max=images_max, is_cross=True,
+        )  # fmt: skip
     fitting = tuple(u for u in listed if vision.encoder.outputs(u) <= model_len_max)
     least = vision.encoder.outputs(listed[0])
     if not fitting and vision.unit == "patches" and not units:
@@ -61,9 +70,19 @@ def resolve_vision(
 def vision_state(
     spec: DecoderSpec, info: VisionInfo | None, dtype: str
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The feature buffer, its last row garbage."""
+    """The feature buffer, its last row garbage; or the blocks of tiles' keys and values."""
     if spec.vision is None or info is None:
         return {}
+    if info.is_cross:
+        vision = spec.vision
+        shape = (
+            len(vision.cross_before),
+            info.rows,
+            vision.cross_keys,
+            spec.kv_heads,
+            spec.head_size,
+        )
+        return {"cross_k": (shape, dtype), "cross_v": (shape, dtype)}
     return {"features": ((info.rows + 1, spec.vision.encoder.width), dtype)}
 
 
@@ -84,7 +103,7 @@ def encoder_numbers(spec: DecoderSpec, info: VisionInfo | None) -> dict[str, Any
 
 
 def encoder_programs(
-    vision: VisionSpec,
+    spec: DecoderSpec,
     info: VisionInfo,
     kernels: Kernels,
     weights: Mapping[str, Any],
@@ -92,12 +111,22 @@ def encoder_programs(
 ) -> Iterator[tuple[ProgramShape, Any, tuple[Any, Any, Any]]]:
     """(shape, function, arguments) of each encode program."""
     struct: Any = jax.ShapeDtypeStruct
-    encoder = vision.encoder
+    assert spec.vision is not None
+    encoder = spec.vision.encoder
+    own = {name: state[name] for name in vision_state(spec, info, "")}
     for shape in encoder_shapes(info):
         inputs = {
             name: struct(size, jnp.dtype(kind))
             for name, (size, kind) in encoder.inputs(shape.tokens).items()
         }
         inputs["rows"] = struct((encoder.outputs(shape.tokens),), jnp.int32)
-        own = {"features": state["features"]}
-        yield shape, encode_features(encoder, kernels), (dict(weights), own, inputs)
+        yield shape, _function(spec, kernels), (dict(weights), own, inputs)
+
+
+def _function(spec: DecoderSpec, kernels: Kernels) -> Any:
+    assert spec.vision is not None
+    encoder = spec.vision.encoder
+    if isinstance(encoder, MllamaEncoder):
+        layers = len(spec.vision.cross_before)
+        return encode_cross(encoder, kernels, layers, spec.kv_heads, spec.head_size, spec.norm_eps)
+    return encode_features(encoder, kernels)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ __all__ = ["Seen", "look"]
 class Seen:
     """What a step's pictures add behind the embedding.
 
-    `deep` [M, T, D] is added behind each of the first M layers (Qwen3-VL).
+    `deep` [M, T, D] is added behind each of the first M layers (Qwen3-VL). `across` changes the
+    stream before some layers (nn/vision/cross.py).
     """
 
     deep: Array | None = None
+    across: Mapping[int, Callable[[Array], Array]] = field(default_factory=dict)
 
     def deepen(self, x_TD: Array, layer: Array) -> Array:
         """The stream behind a layer, with what the features hold for it."""

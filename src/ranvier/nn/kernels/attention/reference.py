@@ -20,7 +20,7 @@ from ranvier.nn.kernels.attention import AttentionSpec, CacheShapes
 from ranvier.nn.kernels.attention.codes import SCALE_BYTES, cache_dtype, decode, encode
 from ranvier.nn.rope import rotate
 
-__all__ = ["attention", "cache_shapes"]
+__all__ = ["MASKED", "Cut", "attention", "cache_shapes", "cut", "merge"]
 
 MASKED = -1e30
 TILE_TOKENS_MAX = 64
@@ -140,24 +140,24 @@ def _whole(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, window
 
 def _ragged(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, window: Array) -> Array:
     """Any mix: tiles of one sequence each, softmax merged over ascending chunks of keys."""
-    cut = _cut(meta, layout)
+    own = cut(meta, layout)
     at = layout.slices
     per_chunk = max(CHUNK_KEYS // cache.keys, 1)
     padding = -layout.blocks % per_chunk
     tables_SM = meta[at["block_tables"]].reshape(layout.rows, layout.blocks)
-    tables_NM = jnp.pad(_pick(tables_SM, cut.sequences), ((0, 0), (0, padding)))
+    tables_NM = jnp.pad(_pick(tables_SM, own.sequences), ((0, 0), (0, padding)))
     contexts_S, sees = meta[at["context_lens"]], _sees(meta, layout)
     tiles = _Tiles(
-        _pick(q_TKGE, cut.tokens), _pick(meta[at["positions"]], cut.tokens),
-        _pick(contexts_S, cut.sequences),
-        None if sees is None else _pick(sees, cut.tokens),
+        _pick(q_TKGE, own.tokens), _pick(meta[at["positions"]], own.tokens),
+        _pick(contexts_S, own.sequences),
+        None if sees is None else _pick(sees, own.tokens),
     )  # fmt: skip
     chunk_keys = per_chunk * cache.keys
 
     def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         tables = lax.dynamic_slice_in_dim(tables_NM, i * per_chunk, per_chunk, 1)
         scores, values = _scores(tiles, cache, tables, i * chunk_keys, window)
-        return _merge(carry, scores, values)
+        return merge(carry, scores, values)
 
     shape = (*tiles.q.shape[:1], *tiles.q.shape[2:4], tiles.q.shape[1])
     top = jnp.full((*shape, 1), MASKED, jnp.float32)
@@ -165,12 +165,12 @@ def _ragged(q_TKGE: Array, cache: _Cache, meta: Array, layout: MetaLayout, windo
     chunks = (jnp.max(contexts_S) + chunk_keys - 1) // chunk_keys
     _, total, out = lax.fori_loop(0, chunks, body, start)
     out = out / jnp.maximum(jnp.moveaxis(total, 3, 1), 1e-30)
-    out_TKGE: Array = out.at[cut.tile_T, cut.slot_T].get(mode="promise_in_bounds")
+    out_TKGE: Array = out.at[own.tile_T, own.slot_T].get(mode="promise_in_bounds")
     return out_TKGE
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """How the tokens of a ragged step lie in tiles: per tile, and per token."""
 
     sequences: Array
@@ -181,7 +181,8 @@ class _Cut:
     slot_T: Array
 
 
-def _cut(meta: Array, layout: MetaLayout) -> _Cut:
+def cut(meta: Array, layout: MetaLayout) -> Cut:
+    """Tiles of one sequence each over the tokens of a ragged step."""
     at, tokens, rows = layout.slices, layout.tokens, layout.rows
     size = 1
     while size * 2 <= min(TILE_TOKENS_MAX, tokens // rows):
@@ -200,7 +201,7 @@ def _cut(meta: Array, layout: MetaLayout) -> _Cut:
     seq_T = meta[at["token_seq"]]
     inner_T = jnp.arange(tokens, dtype=jnp.int32) - _pick(starts_S, seq_T)
     tile_T = jnp.clip(_pick(first_S, seq_T) + inner_T // size, 0, count - 1)
-    return _Cut(seq_N, jnp.clip(token_NQ, 0, tokens - 1), tile_T, jnp.maximum(inner_T, 0) % size)
+    return Cut(seq_N, jnp.clip(token_NQ, 0, tokens - 1), tile_T, jnp.maximum(inner_T, 0) % size)
 
 
 def _scores(
@@ -226,7 +227,7 @@ def _sees(meta: Array, layout: MetaLayout) -> Array | None:
     return meta[layout.slices["sees_to"]] if "sees_to" in layout.slices else None
 
 
-def _merge(
+def merge(
     carry: tuple[Array, Array, Array], scores: Array, values: Array
 ) -> tuple[Array, Array, Array]:
     """One step of the online softmax."""

@@ -1,0 +1,130 @@
+"""Llama 3.2 Vision's encoder: a picture's tiles together, positions by aspect ratio, gated layers.
+
+Its output is not features of placeholders but keys and values, for the layers of the text side that
+attend to tiles. The reference lets every patch see padding, so all tiles are always computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ranvier.nn.kernels.norm.reference import normalise
+from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.vision.encoder import Shape
+from ranvier.nn.vision.tower import Tower, Work
+
+__all__ = ["MllamaEncoder", "encode_cross"]
+
+EPS = 1e-5
+"""Of the norms around the towers."""
+
+
+@dataclass(frozen=True)
+class MllamaEncoder:
+    """Two towers; `keep` are layers of the first whose states are output too.
+
+    A tile has `patches` with its class token, and is padded to `padded` in both towers.
+    """
+
+    tower: Tower
+    whole: Tower
+    tiles: int
+    patches: int
+    padded: int
+    values: int
+    width: int
+    keep: tuple[int, ...]
+
+    def inputs(self, units: int) -> dict[str, Shape]:
+        del units  # see the module: all tiles are computed
+        return {
+            "pixels": ((self.tiles, self.patches - 1, self.values), "float32"),
+            "labels": ((1, 1, self.tiles * self.padded), "int32"),
+            "ratio": ((1,), "int32"),
+        }
+
+    def outputs(self, units: int) -> int:
+        """Rows of a picture: a block of keys a tile."""
+        del units
+        return self.tiles
+
+    def encode(self, work: Work, inputs: Mapping[str, Array]) -> Array:
+        """What the text side attends to: f32 [tiles, patches, width]."""
+        labels, ratio = inputs["labels"], inputs["ratio"]
+        x_NPD = self._embed(work, inputs["pixels"], ratio)
+        x, kept = self.tower.run(work, self._joined(x_NPD), labels, keep=self.keep)
+        x = work.norm("vision.post_norm", x, EPS)
+        x = self._tiles(x) + self._tile_positions(work, "vision.post_tile", ratio)
+        x, _ = self.whole.run(work, self._joined(x), labels)
+        states = jnp.stack(kept, axis=-1).reshape(*x.shape[:2], -1)
+        x = self._tiles(jnp.concatenate([x, states], axis=-1))[:, : self.patches]
+        with jax.named_scope("project"):
+            return work.linear("vision.project1", x, self.width, bias=True)
+
+    def _embed(self, work: Work, pixels: Array, ratio: Array) -> Array:
+        with jax.named_scope("patches"):
+            hidden, tiles = self.tower.hidden, self.tiles
+            x = work.linear("vision.patch", pixels, hidden)
+            x = x + self._tile_positions(work, "vision.pre_tile", ratio)
+            first = jnp.broadcast_to(work.plain("vision.class"), (tiles, 1, hidden))
+            x = jnp.concatenate([first, x], axis=1)
+            gate = jnp.tanh(work.plain("vision.position_gate"))
+            own = _row(work.weights["vision.tile_positions"], ratio)
+            x = x + (1 - gate) * work.plain("vision.positions")[None]
+            x = x + gate * own.reshape(tiles, self.patches, hidden)
+            x = work.norm("vision.pre_norm", x, EPS)
+            return jnp.pad(x, ((0, 0), (0, self.padded - self.patches), (0, 0)))
+
+    def _tile_positions(self, work: Work, name: str, ratio: Array) -> Array:
+        own = _row(work.weights[name], ratio).reshape(self.tiles, 1, self.tower.hidden)
+        return own * jnp.tanh(work.plain(f"{name}_gate"))
+
+    def _joined(self, x_NPD: Array) -> Array:
+        return x_NPD.reshape(1, self.tiles * self.padded, -1)
+
+    def _tiles(self, x: Array) -> Array:
+        return x.reshape(self.tiles, self.padded, -1)
+
+
+def encode_cross(
+    encoder: MllamaEncoder, kernels: Kernels, layers: int, heads: int, head_size: int, eps: float
+) -> Any:
+    """The program (weights, state, inputs) -> state that puts a picture's keys and values in place.
+
+    Shapes: state cross_k, cross_v [layers, blocks, patches, K, E]; inputs["rows"] int32 [tiles], a
+    block each, 0 for garbage. `layers` counts those that attend to tiles; `heads` are K.
+    """
+
+    def program(weights: Any, state: dict[str, Array], inputs: dict[str, Array]) -> Any:
+        work = Work(weights, kernels)
+        states = encoder.encode(work, inputs)
+        size = heads * head_size
+
+        def body(carry: None, layer: Array) -> tuple[None, tuple[Array, Array]]:
+            both = work.linear("vision.cross_kv", states, 2 * size, layer[None])
+            k, v = jnp.split(both.reshape(*states.shape[:2], 2 * heads, head_size), 2, axis=2)
+            norm = work.plain("vision.cross_k_norm", layer[None])
+            k = normalise(k.reshape(-1, head_size), norm, eps).reshape(k.shape)
+            return carry, (k, v)
+
+        with jax.named_scope("keys"):
+            _, found = lax.scan(body, None, jnp.arange(layers, dtype=jnp.int32))
+        return {
+            name: state[name].at[:, inputs["rows"]].set(
+                array.astype(state[name].dtype), mode="promise_in_bounds"
+            )
+            for name, array in zip(("cross_k", "cross_v"), found, strict=True)
+        }  # fmt: skip
+
+    return program
+
+
+def _row(table: Array, index: Array) -> Array:
+    row: Array = lax.dynamic_index_in_dim(table[0], index[0], 0, keepdims=False)
+    return row
