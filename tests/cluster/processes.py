@@ -42,9 +42,12 @@ def free_port():
 
 
 class Cluster:
-    """`count` ranks; `ranks` maps a rank to what differs there; `ports` to where it connects."""
+    """`count` ranks; `ranks` maps a rank to what differs there; `ports` to where it connects.
 
-    def __init__(self, count, ranks=None, ports=None, port=None, prefix=(), **given):
+    `prefix` makes the words before a rank's command.
+    """
+
+    def __init__(self, count, ranks=None, ports=None, port=None, prefix=lambda rank: [], **given):
         self.port = port or free_port()
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(30)
@@ -56,7 +59,7 @@ class Cluster:
             }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
-                    [*prefix, sys.executable, "-m", "tests.cluster.rank", json.dumps(own)],
+                    [*prefix(rank), sys.executable, "-m", "tests.cluster.rank", json.dumps(own)],
                     pass_fds=[theirs.fileno()] if rank == 0 else [],
                     stderr=subprocess.PIPE,
                     text=True,

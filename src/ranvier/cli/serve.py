@@ -37,7 +37,19 @@ def serve(options: Options, front: FrontOptions, cluster: ClusterOptions, start_
     """
     check_front(front)
     configure_logging(form=front.log_format, level=front.logging_level)
-    order = _order(options, cluster)
+    if cluster.distributed_executor_backend == "ray":
+        from ranvier.cli.serving.ray_ranks import start_ranks
+
+        order, ranks = start_ranks(options, cluster)
+        try:
+            return _serve(order, front, cluster, start_s)
+        finally:
+            if ranks is not None:
+                ranks.close()
+    return _serve(_order(options, cluster), front, cluster, start_s)
+
+
+def _serve(order: EngineOrder, front: FrontOptions, cluster: ClusterOptions, start_s: float) -> int:
     if order.place is not None and not order.place.is_leader:
         from ranvier.cli.serving.rank_load import follow_leader
 
@@ -47,7 +59,7 @@ def serve(options: Options, front: FrontOptions, cluster: ClusterOptions, start_
         import uvloop
 
         fleet = Fleet(order, cluster.data_parallel_size)
-        return uvloop.run(_main(fleet, options, front, listener, start_s))
+        return uvloop.run(_main(fleet, order.options, front, listener, start_s))
     except asyncio.CancelledError:
         return 130
     finally:
