@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -16,6 +17,7 @@ from jaxlib.mlir import ir
 from ranvier.build.neuron.lint import lint, read_facts
 from ranvier.build.programs import Sizes, programs
 from ranvier.core.buckets import BucketSet
+from ranvier.models.draft import DraftSpec
 from ranvier.models.table import resolve
 from ranvier.targets.neuron.legality import ALL, RULES
 from tests.parity.test_parity import FAMILIES, GOLDENS
@@ -179,6 +181,27 @@ def test_every_program_of_every_family_is_legal(family, kv_layout):
             assert [str(v) for v in lint(module, target)] == [], program.name
         loops = [f for f in read_facts(module) if f.name == "while"]
         assert spec.layers in [f.form["trip_count"] for f in loops]
+
+
+@pytest.mark.parametrize(("kv_layout", "has_drafter"), [("block", True), ("block", False),
+                                                        ("contiguous", True)])  # fmt: skip
+def test_programs_that_verify_and_draft_are_legal(kv_layout, has_drafter):
+    spec = resolve(json.loads((GOLDENS / "llama" / "config.json").read_text()))
+    block, count = (32, 17) if kv_layout == "block" else (128, 5)
+    own = dataclasses.replace(BUCKETS, contexts=(128,), drafts=(3,))
+    buckets = dataclasses.replace(own, lookahead=3, has_drafter=has_drafter)
+    sizes = Sizes(
+        dtype="bfloat16", kernels="reference", max_model_len=128, max_num_seqs=4,
+        block_tokens=block, block_count=count, kv_layout=kv_layout, buckets=buckets,
+        logprobs_max=20, edits_max=100,
+        draft=DraftSpec("draft_model", spec) if has_drafter else None,
+    )  # fmt: skip
+    table = programs(spec, sizes)
+    assert [p.name for p in table if p.shape.draft] == ["decode.r4.k3.c128"]
+    for program in table:
+        module = program.lower("neuron").compiler_ir("stablehlo")
+        for target in ALL:
+            assert [str(v) for v in lint(module, target)] == [], program.name
 
 
 @pytest.mark.parametrize(("kv_cache_dtype", "target"), [("fp8-240", "trn2"), ("fp8", "trn3")])

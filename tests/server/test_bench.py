@@ -49,6 +49,21 @@ def test_throughput_counts_every_token(engine_words, tmp_path, capsys):
     assert "Total num output tokens:  24" in capsys.readouterr().out
 
 
+def test_throughput_reports_what_guessing_yielded(engine_words, tmp_path, capsys):
+    path = tmp_path / "throughput.json"
+    lengths = ["--random-input-len", "30", "--random-output-len", "60", "--num-prompts", "3"]
+    words = ["bench", "throughput", *engine_words, *lengths, "--spec-report"]
+    method = ["--speculative-config.method", "ngram", "--speculative-config.prompt_lookup_min", "1"]
+    assert main([*words, *method, "--output-json", str(path)]) == 0
+    result, out = json.loads(path.read_text()), capsys.readouterr().out
+    assert result["total_num_tokens"] == 3 * 90
+    if result.get("spec_decode_num_drafts"):  # the policy decides
+        assert result["spec_decode_acceptance_length"] >= 1
+        assert "Acceptance length" in out
+    else:
+        assert "nothing was guessed" in out
+
+
 def test_serve_measures_a_server_and_draws(tiny_model, tmp_path, capsys):
     pieces = events('{"choices":[{"text":"a"}]}', '{"choices":[{"text":"b"}]}', USAGE, "[DONE]")
     with FakeServer(chunked(*pieces), END) as server:

@@ -12,6 +12,12 @@ from tqdm import tqdm
 
 from ranvier.bench.dataset import Sample, random_ids, random_tokens
 from ranvier.bench.options import LatencyOptions, ThroughputOptions
+from ranvier.bench.speculation import (
+    DraftCounts,
+    counts_of_stats,
+    report_lines,
+    speculation_figures,
+)
 from ranvier.core.errors import ConfigError
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.llm import Offline
@@ -43,6 +49,7 @@ def measure_latency(llm: Offline, codec: TextCodec, options: LatencyOptions) -> 
     print("Warming up...")
     for _ in tqdm(range(options.num_iters_warmup), desc="Warmup iterations", disable=None):
         batch()
+    before = counts_of_stats(llm.stats())
     bar = tqdm(range(options.num_iters), desc="Bench iterations", disable=None)
     latencies = [batch() for _ in bar]
     shares = {str(p): float(np.percentile(latencies, p)) for p in PERCENTILES}
@@ -52,6 +59,7 @@ def measure_latency(llm: Offline, codec: TextCodec, options: LatencyOptions) -> 
     print(f"Avg latency: {result['avg_latency']} seconds")
     for share, value in shares.items():
         print(f"{share}% percentile latency: {value} seconds")
+    result |= _speculation(llm, before, is_told=options.spec_report)
     _write(options.output_json, result)
     return result
 
@@ -64,6 +72,7 @@ def measure_throughput(
     if warm:
         print(f"Warming up with {len(warm)} requests...")
         _generate(llm, warm, options)
+    before = counts_of_stats(llm.stats())
     elapsed_s, outputs = _generate(llm, measured, options)
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     generated = sum(len(part.token_ids) for output in outputs for part in output.outputs)
@@ -81,9 +90,18 @@ def measure_throughput(
         "total_num_tokens": total,
         "requests_per_second": len(outputs) / elapsed_s,
         "tokens_per_second": total / elapsed_s,
+        **_speculation(llm, before, is_told=options.spec_report),
     }
     _write(options.output_json, result)
     return result
+
+
+def _speculation(llm: Offline, before: DraftCounts, *, is_told: bool) -> dict[str, Any]:
+    """What guessing yielded since `before`, told where asked."""
+    counts = counts_of_stats(llm.stats()).since(before)
+    if is_told:
+        print("\n".join(report_lines(counts)))
+    return speculation_figures(counts)
 
 
 def _generate(

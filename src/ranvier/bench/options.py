@@ -240,6 +240,8 @@ class OutputOptions:
     """A PNG file for latencies and throughput over time (needs the extra `bench`)."""
     disable_tqdm: bool = False
     """No progress bar."""
+    spec_report: bool = False
+    """Tell what guessing yielded (speculative decoding), and how it is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +262,8 @@ class LatencyOptions:
     """Measured batches."""
     output_json: str | None = None
     """File for the result."""
+    spec_report: bool = False
+    """Tell what guessing yielded (speculative decoding), and how it is counted."""
     disable_detokenize: bool = False
     """Leave out turning ids into text."""
 
@@ -274,6 +278,8 @@ class ThroughputOptions:
     """Prompts before the measured ones."""
     output_json: str | None = None
     """File for the result."""
+    spec_report: bool = False
+    """Tell what guessing yielded (speculative decoding), and how it is counted."""
     disable_detokenize: bool = False
     """Leave out turning ids into text."""
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self
 from tqdm import tqdm
 
 from ranvier.core.errors import ConfigError, RequestError
-from ranvier.core.request import Event, Request, TokenLogprobs
+from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.choice import Choice, best_choices
 from ranvier.engine.loop import Engine
@@ -121,7 +121,11 @@ class Offline:
 
     def get_metrics(self) -> list[Metric]:
         """Counters and gauges of the engine, by vLLM's names."""
-        return snapshot(self._engine.stats())
+        return snapshot(self.stats())
+
+    def stats(self) -> EngineStats:
+        """The same by our own names."""
+        return self._engine.stats()
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached prefix; True, as in vLLM, when it is done."""

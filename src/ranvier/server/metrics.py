@@ -52,6 +52,9 @@ COUNTERS: dict[str, tuple[Callable[[EngineStats], float], str]] = {
     "vllm:num_preemptions": (lambda s: s.preemptions, "Sequences preempted."),
     "vllm:prefix_cache_queries": (lambda s: s.prefix_queries, "Tokens looked up."),
     "vllm:prefix_cache_hits": (lambda s: s.prefix_hits, "Tokens found."),
+    "vllm:spec_decode_num_drafts": (lambda s: s.drafts, "Drafts verified, one a sequence a step."),
+    "vllm:spec_decode_num_draft_tokens": (lambda s: s.draft_tokens, "Tokens guessed."),
+    "vllm:spec_decode_num_accepted_tokens": (lambda s: s.accepted_tokens, "Guesses that stood."),
     "ranvier:steps": (lambda s: s.steps, "Programs run."),
     "ranvier:bucket_padding_tokens": (lambda s: s.padding_tokens, "Padding of all steps."),
     "ranvier:compiles_after_ready": (lambda s: s.compiles_after_ready, "Any is a fault."),
@@ -231,6 +234,13 @@ class Metrics:
         computed = stats.prompt_tokens - stats.prefix_hits
         for name, count in (("local_compute", computed), ("local_cache_hit", stats.prefix_hits)):
             source.add_metric([*self._labels.values(), name], max(count, 0))
+        stood = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Guesses that stood, by place in their draft.",
+            labels=[*self._labels, "position"],
+        )
+        for place, count in enumerate(stats.accepted_per_position):
+            stood.add_metric([*self._labels.values(), str(place)], count)
         refused = CounterMetricFamily(
             "vllm:admission_rejections", "Requests refused.", labels=["model_name", "reason"]
         )
@@ -247,7 +257,7 @@ class Metrics:
         lora.add_metric(["0", "", ""], 0)
         ignored = CounterMetricFamily("ranvier:ignored_request_params", "Unknown request fields.")
         ignored.add_metric([], self.ignored_params)
-        return [finished, waiting, source, refused, config, lora, ignored]
+        return [finished, waiting, source, stood, refused, config, lora, ignored]
 
     def _timed(self) -> list[Metric]:
         found: list[Metric] = []

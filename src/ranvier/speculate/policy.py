@@ -63,13 +63,18 @@ class Acceptance:
 
 
 class CostCurve:
-    """Milliseconds of a step over the tokens it takes: averages, straight lines between them."""
+    """Milliseconds of a step over the tokens it takes: averages, straight lines between them.
+
+    Sizes count as four to an octave, so that each is measured often.
+    """
 
     def __init__(self) -> None:
         self._ms: dict[int, float] = {}
         self._sizes: list[int] = []
 
     def add(self, tokens: int, ms: float) -> None:
+        fine = 1 << max(tokens.bit_length() - 3, 0)
+        tokens = -(-tokens // fine) * fine
         known = self._ms.get(tokens)
         if known is None:
             self._sizes.insert(bisect_left(self._sizes, tokens), tokens)
