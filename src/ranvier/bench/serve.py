@@ -23,7 +23,12 @@ from ranvier.bench.options import (
 )
 from ranvier.bench.plot import check_plot, draw
 from ranvier.bench.report import block, describe, result_path, save
-from ranvier.bench.speculation import counts_of_server, report_lines, speculation_figures
+from ranvier.bench.speculation import (
+    DraftCounts,
+    counts_of_server,
+    report_lines,
+    speculation_figures,
+)
 from ranvier.bench.traffic import schedule
 from ranvier.client.http import parse_url
 from ranvier.client.openai import Server
@@ -87,15 +92,16 @@ async def bench_server(bench: ServeBench, open_codec: Callable[[str], TextCodec]
     plan = _plan(bench, served, len(samples))
     await _prepare(bench, served, plan, samples)
     print(_traffic_lines(bench.traffic), flush=True)
-    before = await counts_of_server(server)
+    is_told = bench.output.spec_report
+    before = await counts_of_server(server) if is_told else DraftCounts()
     records, duration_s = await run_load(plan, samples)
-    counts = (await counts_of_server(server)).since(before)
+    counts = (await counts_of_server(server)).since(before) if is_told else before
     result = {**summarise(records, duration_s, wanted), **speculation_figures(counts)}
     errors = [record.error for record in records if record.error]
     for error in errors[:ERRORS_TOLD]:
         print(f"ranvier: a request failed: {error}", file=sys.stderr)
     print(block(result, wanted, bench.traffic))
-    if bench.output.spec_report:
+    if is_told:
         print("\n".join(report_lines(counts)))
     path = result_path(bench.output, bench.traffic, run)
     if path is not None:
