@@ -47,11 +47,11 @@ def opened(name, folder=HEADS):
 class Head:
     """A head's program over up to 64 tokens of one sequence."""
 
-    def __init__(self, name, kernels_name):
+    def __init__(self, name, kernels_name, folder=HEADS):
         if kernels_name == "cpu" and not library.register():
             pytest.skip("the kernels are not built")
         checkpoint, spec = target()
-        draft_checkpoint, draft = opened(name)
+        draft_checkpoint, draft = opened(name, folder)
         kernels, own = select(kernels_name), draft.spec
         weights = dict(pack_weights(checkpoint, spec, "float32", kernels_name))
         weights |= pack_draft(draft_checkpoint, draft, "float32", kernels_name, is_quantised=False)
@@ -62,7 +62,7 @@ class Head:
         shapes = kernels.cache_shapes(1, heads, BLOCKS + 1, BLOCK, jnp.float32)
         # A poisoned cache: what was never written must never be read.
         self.caches = jnp.full(shapes.k, jnp.nan), jnp.full(shapes.v, jnp.nan)
-        self.program = jax.jit(self._run)
+        self.program = jax.jit(self._run, static_argnames="is_fused")
         self.head = EagleHead(draft.eagle, kernels)
         self.drafter = drafter
         self.features = FeatureModel(
@@ -70,13 +70,14 @@ class Head:
             tokens_max=64, top_count=0,
         )  # fmt: skip
 
-    def _run(self, weights, caches, features, next_ids, meta):
-        fused = self.head.fuse(weights, features, meta[0:1])
+    def _run(self, weights, caches, values, next_ids, meta, *, is_fused):
+        fused = values if is_fused else self.head.fuse(weights, values, meta[0:1])
         streams = self.drafter.embed(weights, next_ids), fused
         x, caches = self.head.layer(weights, caches, streams, meta, self.layout)
-        return self.head.logits(weights, x, meta[0:1]), caches
+        return self.head.logits(weights, x, meta[0:1]), x, caches
 
-    def logits(self, features, next_ids, start):
+    def run(self, values, next_ids, start, is_fused=False):
+        """(logits, streams) of tokens from `start` on; values: features, or streams if fused."""
         count = len(next_ids)
         meta, at = np.zeros(self.layout.size, np.int32), self.layout.slices
         meta[at["positions"]][:count] = np.arange(start, start + count)
@@ -85,10 +86,15 @@ class Head:
         meta[at["block_tables"]] = [1, 2]
         meta[:3] = (count, 1, 1)
         padding = 64 - count
-        values = np.pad(features, ((0, padding), (0, 0)))
+        values = np.pad(values, ((0, padding), (0, 0)))
         ids = np.pad(np.asarray(next_ids, np.int32), (0, padding))
-        out, self.caches = self.program(self.weights, self.caches, values, ids, meta)
-        return np.asarray(out)[:count]
+        logits, x, self.caches = self.program(
+            self.weights, self.caches, values, ids, meta, is_fused=is_fused
+        )
+        return np.asarray(logits)[:count], np.asarray(x)[:count]
+
+    def logits(self, features, next_ids, start):
+        return self.run(features, next_ids, start)[0]
 
 
 @pytest.mark.parametrize("kernels", ["reference", "cpu"])

@@ -32,6 +32,14 @@ COMMANDS = (
     Command("collect-env", "ranvier.cli.commands.collect_env", "versions for a bug report"),
     Command("quantize", "ranvier.cli.commands.quantize", "write a quantised model as a folder"),
     Command(
+        "train-eagle", "ranvier.cli.commands.train_eagle", "train a draft head on this machine"
+    ),
+    Command(
+        "convert-eagle",
+        "ranvier.cli.commands.convert_eagle",
+        "write a draft head that needs nothing else",
+    ),
+    Command(
         "artifacts", "ranvier.cli.commands.artifacts", "list, verify, compare, remove artifacts"
     ),
     Command("bench", "ranvier.cli.commands.bench", "measure latency, throughput, serving, startup"),

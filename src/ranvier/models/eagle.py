@@ -39,7 +39,8 @@ class EagleSpec:
 
     `decoder`: the head's one layer and its arrays, in the target's form of numbers (`vocab_size`
     is that of the head). `taps`: after how many of the target's layers the features are taken;
-    empty for EAGLE, which takes what the target's last norm gives.
+    empty for EAGLE, which takes what the target's last norm gives. `has_input_norm`: of EAGLE, in
+    front of its layer; EAGLE-3 always has one for the embedding.
     """
 
     method: Method
@@ -101,7 +102,7 @@ def resolve_eagle(
         norm_before_residual=bool(
             config.get("norm_before_residual", "speculators_model_type" in fields)
         ),
-        has_input_norm=f"{LAYER}input_layernorm.weight" in shapes,
+        has_input_norm=method == "eagle" and f"{LAYER}input_layernorm.weight" in shapes,
         has_fc="fc.weight" in shapes,
         has_fc_bias="fc.bias" in shapes,
         has_embed="embed_tokens.weight" in shapes,

@@ -16,7 +16,7 @@ from ranvier.core.errors import CheckpointError
 from ranvier.weights.checkpoint import Checkpoint, FolderCheckpoint
 from ranvier.weights.quantised import QuantTensor
 
-__all__ = ["EagleCheckpoint", "canonical_name"]
+__all__ = ["EMBED", "HEAD", "EagleCheckpoint", "canonical_name"]
 
 HEAD, EMBED = "lm_head.weight", "embed_tokens.weight"
 SKIPPED = "rotary_emb.inv_freq"

@@ -1,0 +1,1 @@
+"""Training of draft heads: data, features on disk, the loss, the loop."""
