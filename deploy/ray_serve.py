@@ -124,7 +124,11 @@ def build(arguments: Mapping[str, str]) -> Any:
 
 
 def words(given: Mapping[str, str]) -> list[str]:
-    """The command line of `ranvier serve`: everything that says nothing about replicas."""
+    """The command line of `ranvier serve`: what is not of replicas; true and false are switches."""
     options = {k: v for k, v in given.items() if k not in PLACING and k != "model"}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        switch = {"true": f"--{flag}", "false": f"--no-{flag}"}.get(value.lower())
+        flags.append(switch or f"--{flag}={value}")
     return [given["model"], *flags]

@@ -70,8 +70,14 @@ def test_arguments_are_of_replicas_or_of_the_server(monkeypatch):
         serve=types.SimpleNamespace(deployment=deployment)))  # fmt: skip
     kind, words = ray_serve.build({
         "model": "m", "max_replicas": "4", "neuron_cores": "8", "tensor_parallel_size": "8",
+        "require_artifacts": "true", "enable_prefix_caching": "False",
     })  # fmt: skip
-    assert kind is ray_serve.Replica and words == ["m", "--tensor-parallel-size=8"]
+    assert kind is ray_serve.Replica and words == [
+        "m",
+        "--tensor-parallel-size=8",
+        "--require-artifacts",
+        "--no-enable-prefix-caching",
+    ]
     assert found["autoscaling_config"] == {
         "min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 16.0,
     }  # fmt: skip

@@ -13,8 +13,10 @@ from ranvier.cluster.detect import Place
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.cores import visible_cores
 
-__all__ = ["EngineOrder", "Share"]
+__all__ = ["EngineOrder", "Share", "neuron_variables"]
 
+ROOT_PORT = 2
+"""That of Neuron's root, counted from the port of the control channel; jax's is the one before."""
 VISIBLE = {"neuron": "NEURON_RT_VISIBLE_CORES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -53,6 +55,14 @@ class EngineOrder:
             share=None if share is None else Share(**share),
         )
 
+    def tell_neuron(self) -> None:
+        """Set Neuron's variables of this rank where they are not set, before jax is imported."""
+        named = self.options.target or self.options.device
+        if self.place is not None and (named == "auto" or named.startswith("neuron")):
+            known = neuron_variables(self.place, device_count(self.options))
+            for name, value in known.items():
+                os.environ.setdefault(name, value)
+
     def take_share(self) -> None:
         """Keep to this replica's part of the machine; has to come before jax looks for devices.
 
@@ -69,6 +79,16 @@ class EngineOrder:
         devices = device_count(self.options)
         for variable in _variables(self.options):
             os.environ[variable] = _numbers(variable, index * devices, devices)
+
+
+def neuron_variables(place: Place, devices: int) -> dict[str, str]:
+    """What Neuron's PJRT plugin reads of a rank, where `devices` are shared by all ranks."""
+    each = devices // place.count
+    return {
+        "NEURON_RT_ROOT_COMM_ID": f"{place.address}:{place.port + ROOT_PORT}",
+        "NEURON_PJRT_PROCESSES_NUM_DEVICES": ",".join([str(each)] * place.count),
+        "NEURON_PJRT_PROCESS_INDEX": str(place.rank),
+    }
 
 
 def _variables(options: Options) -> list[str]:

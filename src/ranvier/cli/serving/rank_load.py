@@ -28,6 +28,7 @@ def load_rank(
 ) -> Runner:
     """A warm runner of this rank; `located` is told the artifact's folder."""
     start_s, place = time.perf_counter(), order.place
+    order.tell_neuron()
     from ranvier.artifact.read import read_manifest
     from ranvier.cli.wire import ensure_artifact, open_runner, set_flags
 
