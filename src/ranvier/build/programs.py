@@ -20,7 +20,7 @@ from ranvier.core.buckets import BucketSet
 from ranvier.core.media import VisionInfo
 from ranvier.core.program import KvLayout, ProgramShape, program_shapes
 from ranvier.models.draft import DraftSpec
-from ranvier.models.spec import DecoderSpec
+from ranvier.models.spec import DecoderSpec, VisionSpec
 from ranvier.nn.decoder import Decoder, Shards
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear.pack import DTYPES
@@ -71,6 +71,8 @@ class Program:
     function: Any
     arguments: tuple[Any, ...]
     cores: int = 1
+    vision: VisionSpec | None = None
+    """A core's encoder, of a model that sees pictures."""
 
     @property
     def name(self) -> str:
@@ -83,7 +85,10 @@ class Program:
         """
         function, arguments = self.function, self.arguments
         if self.cores > 1:
-            function, arguments = across_cores(function, arguments, self.cores)
+            has_output = self.shape.family not in ("patches", "tiles")
+            function, arguments = across_cores(
+                function, arguments, self.cores, self.vision, has_output=has_output
+            )
         jitted = jax.jit(function, donate_argnums=1, keep_unused=True)
         return jitted.trace(*arguments).lower(lowering_platforms=(platform,))
 
@@ -157,6 +162,7 @@ def programs(
     }
     kind = DTYPES[sizes.dtype]
     drafter = None if sizes.draft is None else make_drafter(sizes.draft, spec, kernels, sizes.dtype)
+    shards = None if cores == 1 else Shards(AXIS, vocab)
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
         layout = shape.layout(sizes.block_tokens, sizes.max_model_len, sizes.vision)
@@ -165,15 +171,14 @@ def programs(
             "edits": struct((shape.samples, sizes.edits_max, 3), jnp.int32),
             "allowed": struct((shape.samples, -(-vocab // 32)), jnp.int32),
         }
-        shards = None if cores == 1 else Shards(AXIS, vocab)
         step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind, drafter).step
-        table.append(Program(shape, step, (weights, state, inputs), cores))
+        table.append(Program(shape, step, (weights, state, inputs), cores, spec.vision))
     if spec.vision is not None and sizes.vision is not None:
         seeing = {name: value for name, value in everything.items() if is_seeing(name)}
         for shape, function, arguments in encoder_programs(
-            spec, sizes.vision, kernels, seeing, state
+            spec, sizes.vision, kernels, seeing, state, shards.sum if shards else None
         ):
-            table.append(Program(shape, function, arguments))
+            table.append(Program(shape, function, arguments, cores, spec.vision))
     return table
 
 

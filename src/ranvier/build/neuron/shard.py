@@ -13,7 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from ranvier.models.spec import ArraySpec, DecoderSpec
+from ranvier.build.vision.shards import core_vision, cross_array, split_axis
+from ranvier.models.spec import ArraySpec, DecoderSpec, VisionSpec
 from ranvier.targets.neuron.memory import gqa_rule
 
 __all__ = ["AXIS", "across_cores", "core_spec", "join", "partition"]
@@ -35,13 +36,18 @@ def core_spec(spec: DecoderSpec, cores: int) -> DecoderSpec:
         intermediate=-(-spec.intermediate // cores),
         vocab_size=-(-spec.vocab_size // cores),
     )
-    return dataclasses.replace(own, arrays=tuple(_array(own, array) for array in spec.arrays))
+    vision = None if spec.vision is None else core_vision(spec.vision, cores)
+    extra = -(-spec.embed_rows // cores) - own.vocab_size
+    own = dataclasses.replace(own, vision=vision, embed_extra=extra)
+    seeing = {array.name: array for array in vision.arrays} if vision else {}
+    arrays = (_array(own, seeing.get(array.name, array)) for array in spec.arrays)
+    return dataclasses.replace(own, arrays=tuple(arrays))
 
 
 def _array(own: DecoderSpec, array: ArraySpec) -> ArraySpec:
     """One logical array [L, O, I] of a core."""
     outputs = {
-        "qkv": own.qkv_size, "gate_up": 2 * own.intermediate, "embed": own.vocab_size,
+        "qkv": own.qkv_size, "gate_up": 2 * own.intermediate, "embed": own.embed_rows,
         "head": own.vocab_size, "qkv_bias": own.qkv_size,
     }  # fmt: skip
     inputs = {"o": own.heads * own.head_size, "down": own.intermediate}
@@ -50,35 +56,52 @@ def _array(own: DecoderSpec, array: ArraySpec) -> ArraySpec:
         shape[1] = outputs[array.name]
     if array.name in inputs:
         shape[2] = inputs[array.name]
-    return dataclasses.replace(array, shape=tuple(shape))
+    return cross_array(own, dataclasses.replace(array, shape=tuple(shape)))
 
 
-def partition(name: str, rank: int) -> Any:
+def partition(name: str, rank: int, vision: VisionSpec | None = None) -> Any:
     """How an argument of `rank` axes lies over the cores: a PartitionSpec."""
-    at = HEADS if name in ("k", "v") else SPLIT.get(name)
+    at = _axis(name, vision)
     spec: Any = jax.sharding.PartitionSpec
     return spec() if at is None else spec(*(AXIS if i == at else None for i in range(rank)))
 
 
-def join(name: str, struct: Any, cores: int) -> Any:
+def _axis(name: str, vision: VisionSpec | None) -> int | None:
+    if name in ("k", "v", "cross_k", "cross_v"):
+        return HEADS
+    return SPLIT.get(name, split_axis(name, vision))
+
+
+def join(name: str, struct: Any, cores: int, vision: VisionSpec | None = None) -> Any:
     """The whole of an argument of which `struct` is one core's part."""
-    at = HEADS if name in ("k", "v") else SPLIT.get(name)
+    at = _axis(name, vision)
     shape = [size * (cores if i == at else 1) for i, size in enumerate(struct.shape)]
     make: Any = jax.ShapeDtypeStruct
     return make(tuple(shape), struct.dtype)
 
 
-def across_cores(function: Any, arguments: tuple[Any, Any, Any], cores: int) -> tuple[Any, Any]:
-    """(the function over all cores, its arguments) of one core's step and arguments."""
+def across_cores(
+    function: Any,
+    arguments: tuple[Any, Any, Any],
+    cores: int,
+    vision: VisionSpec | None = None,
+    *,
+    has_output: bool = True,
+) -> tuple[Any, Any]:
+    """(the function over all cores, its arguments) of one core's step and arguments.
+
+    `vision`: the core's encoder, of a model that sees pictures. `has_output`: beside the state.
+    """
     weights, state, inputs = (
-        {name: partition(name, len(value.shape)) for name, value in group.items()}
+        {name: partition(name, len(value.shape), vision) for name, value in group.items()}
         for group in arguments
     )
     step = jax.shard_map(
         function, mesh=AbstractMesh((cores,), (AXIS,)), in_specs=(weights, state, inputs),
-        out_specs=(state, partition("", 0)), check_vma=False,
+        out_specs=(state, partition("", 0)) if has_output else state, check_vma=False,
     )  # fmt: skip
     whole = tuple(
-        {name: join(name, value, cores) for name, value in group.items()} for group in arguments
+        {name: join(name, value, cores, vision) for name, value in group.items()}
+        for group in arguments
     )
     return step, whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from ranvier.core.program import ProgramShape, encoder_shapes
 from ranvier.models.spec import DecoderSpec
 from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.vision.encoder import encode_features
-from ranvier.nn.vision.mllama import MllamaEncoder, encode_cross
+from ranvier.nn.vision.mllama import CrossKeys, MllamaEncoder, encode_cross
 from ranvier.runtime.encoder import PREFIX
 
 __all__ = [
@@ -108,8 +108,9 @@ def encoder_programs(
     kernels: Kernels,
     weights: Mapping[str, Any],
     state: Mapping[str, Any],
+    sum_of: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Iterator[tuple[ProgramShape, Any, tuple[Any, Any, Any]]]:
-    """(shape, function, arguments) of each encode program."""
+    """(shape, function, arguments) of each encode program; `sum_of`: over cores."""
     struct: Any = jax.ShapeDtypeStruct
     assert spec.vision is not None
     encoder = spec.vision.encoder
@@ -120,13 +121,16 @@ def encoder_programs(
             for name, (size, kind) in encoder.inputs(shape.tokens).items()
         }
         inputs["rows"] = struct((encoder.outputs(shape.tokens),), jnp.int32)
-        yield shape, _function(spec, kernels), (dict(weights), own, inputs)
+        yield shape, _function(spec, kernels, sum_of), (dict(weights), own, inputs)
 
 
-def _function(spec: DecoderSpec, kernels: Kernels) -> Any:
+def _function(
+    spec: DecoderSpec, kernels: Kernels, sum_of: Callable[[jax.Array], jax.Array] | None
+) -> Any:
     assert spec.vision is not None
     encoder = spec.vision.encoder
     if isinstance(encoder, MllamaEncoder):
         layers = len(spec.vision.cross_before)
-        return encode_cross(encoder, kernels, layers, spec.kv_heads, spec.head_size, spec.norm_eps)
-    return encode_features(encoder, kernels)
+        keys = CrossKeys(layers, spec.kv_heads, spec.head_size, spec.norm_eps)
+        return encode_cross(encoder, kernels, keys, sum_of)
+    return encode_features(encoder, kernels, sum_of)

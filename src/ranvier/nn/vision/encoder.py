@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from jax import Array
@@ -36,15 +36,18 @@ class Encoder(Protocol):
         ...
 
 
-def encode_features(encoder: Encoder, kernels: Kernels) -> Any:
+def encode_features(
+    encoder: Encoder, kernels: Kernels, sum_of: Callable[[Array], Array] | None = None
+) -> Any:
     """The program (weights, state, inputs) -> state that puts features into rows of a buffer.
 
     inputs["rows"] int32 [outputs] names the row of each feature; the buffer's last is garbage.
+    `sum_of`: over cores, where several share the encoder; each has the whole buffer.
     """
 
     def program(weights: Any, state: dict[str, Array], inputs: dict[str, Array]) -> Any:
         buffer = state["features"]
-        features = encoder.encode(Work(weights, kernels), inputs)
+        features = encoder.encode(Work(weights, kernels, sum_of), inputs)
         put = buffer.at[inputs["rows"]].set(features.astype(buffer.dtype),
                                             mode="promise_in_bounds")  # fmt: skip
         return {"features": put}

@@ -6,7 +6,7 @@ attend to tiles. The reference lets every patch see padding, so all tiles are al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.vision.encoder import Shape
 from ranvier.nn.vision.tower import Tower, Work
 
-__all__ = ["MllamaEncoder", "encode_cross"]
+__all__ = ["CrossKeys", "MllamaEncoder", "encode_cross"]
 
 EPS = 1e-5
 """Of the norms around the towers."""
@@ -92,29 +92,42 @@ class MllamaEncoder:
         return x.reshape(self.tiles, self.padded, -1)
 
 
+@dataclass(frozen=True)
+class CrossKeys:
+    """Of the layers that attend to tiles: how many, and one core's KV heads of each."""
+
+    layers: int
+    heads: int
+    head_size: int
+    eps: float
+
+
 def encode_cross(
-    encoder: MllamaEncoder, kernels: Kernels, layers: int, heads: int, head_size: int, eps: float
+    encoder: MllamaEncoder,
+    kernels: Kernels,
+    cross: CrossKeys,
+    sum_of: Callable[[Array], Array] | None = None,
 ) -> Any:
     """The program (weights, state, inputs) -> state that puts a picture's keys and values in place.
 
     Shapes: state cross_k, cross_v [layers, blocks, patches, K, E]; inputs["rows"] int32 [tiles], a
-    block each, 0 for garbage. `layers` counts those that attend to tiles; `heads` are K.
+    block each, 0 for garbage. `sum_of`: as encode_features.
     """
 
     def program(weights: Any, state: dict[str, Array], inputs: dict[str, Array]) -> Any:
-        work = Work(weights, kernels)
+        work = Work(weights, kernels, sum_of)
         states = encoder.encode(work, inputs)
-        size = heads * head_size
+        heads, size = cross.heads, cross.head_size
 
         def body(carry: None, layer: Array) -> tuple[None, tuple[Array, Array]]:
-            both = work.linear("vision.cross_kv", states, 2 * size, layer[None])
-            k, v = jnp.split(both.reshape(*states.shape[:2], 2 * heads, head_size), 2, axis=2)
+            both = work.linear("vision.cross_kv", states, 2 * heads * size, layer[None])
+            k, v = jnp.split(both.reshape(*states.shape[:2], 2 * heads, size), 2, axis=2)
             norm = work.plain("vision.cross_k_norm", layer[None])
-            k = normalise(k.reshape(-1, head_size), norm, eps).reshape(k.shape)
+            k = normalise(k.reshape(-1, size), norm, cross.eps).reshape(k.shape)
             return carry, (k, v)
 
         with jax.named_scope("keys"):
-            _, found = lax.scan(body, None, jnp.arange(layers, dtype=jnp.int32))
+            _, found = lax.scan(body, None, jnp.arange(cross.layers, dtype=jnp.int32))
         return {
             name: state[name].at[:, inputs["rows"]].set(
                 array.astype(state[name].dtype), mode="promise_in_bounds"

@@ -45,6 +45,8 @@ class Work:
 
     weights: Mapping[str, Array]
     kernels: Kernels
+    sum: Callable[[Array], Array] | None = None
+    """Over cores, each of which has a part of the towers' heads and MLP."""
 
     def linear(
         self, name: str, x: Array, outputs: int, layer: Array | None = None, *, bias: bool = False
@@ -58,6 +60,12 @@ class Work:
             out_dtype=jnp.float32,
         )  # fmt: skip
         return y.reshape(*x.shape[:-1], outputs)
+
+    def joined(self, name: str, x: Array, outputs: int, layer: Array, *, bias: bool) -> Array:
+        """A linear whose inputs are cut over cores: the parts' sum, then the bias, once."""
+        y = self.linear(name, x, outputs, layer)
+        y = y if self.sum is None else self.sum(y)
+        return y + self.plain(f"{name}_bias", layer) if bias else y
 
     def plain(self, name: str, layer: Array | None = None) -> Array:
         """One row of a plain array: that of a layer, or the first."""
@@ -111,10 +119,12 @@ class Tower:
     has_mlp_bias: bool = True
     has_gates: bool = False
     see: See = is_same
+    cores: int = 1
+    """That share the heads and the MLP: `heads` and `intermediate` are one core's."""
 
     @property
     def head_size(self) -> int:
-        return self.hidden // self.heads
+        return self.hidden // (self.heads * self.cores)
 
     def run(
         self,
@@ -173,7 +183,7 @@ class Tower:
             inner = activate(gate, self.activation) * up
         else:
             inner = activate(up, self.activation)
-        return work.linear(f"{self.name}.down", inner, self.hidden, layer, bias=bias)
+        return self._project(work, "down", inner, layer, bias=bias)
 
     def _attend(
         self, work: Work, x: Array, layer: Array, labels: Array | None, turn: Array | None
@@ -186,7 +196,12 @@ class Tower:
         dtype = _dtype(work, f"{self.name}.qkv")
         q, k, v = (q * size**-0.5).astype(dtype), k.astype(dtype), v.astype(dtype)
         out = _attention(q, k, v, labels, self.see)
-        return work.linear(f"{self.name}.o", out, self.hidden, layer, bias=self.has_o_bias)
+        return self._project(work, "o", out, layer, bias=self.has_o_bias)
+
+    def _project(self, work: Work, name: str, x: Array, layer: Array, *, bias: bool) -> Array:
+        """Back to the hidden state, of all cores' parts where the tower is cut."""
+        project = work.joined if self.cores > 1 else work.linear
+        return project(f"{self.name}.{name}", x, self.hidden, layer, bias=bias)
 
 
 def _dtype(work: Work, name: str) -> Any:
