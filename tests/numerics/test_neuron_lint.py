@@ -14,12 +14,15 @@ from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxlib.mlir import ir
 
+from ranvier.build.eagle.open import open_eagle
 from ranvier.build.neuron.lint import lint, read_facts
 from ranvier.build.programs import Sizes, programs
 from ranvier.core.buckets import BucketSet
 from ranvier.models.draft import DraftSpec
 from ranvier.models.table import resolve
 from ranvier.targets.neuron.legality import ALL, RULES
+from ranvier.weights.checkpoint import open_checkpoint
+from tests.parity.test_eagle import HEADS, LAYOUTS
 from tests.parity.test_parity import FAMILIES, GOLDENS
 
 BUCKETS = BucketSet(prefill_tokens=(32,), decode_rows=(4,), contexts=(64, 128))
@@ -183,18 +186,26 @@ def test_every_program_of_every_family_is_legal(family, kv_layout):
         assert spec.layers in [f.form["trip_count"] for f in loops]
 
 
-@pytest.mark.parametrize(("kv_layout", "has_drafter"), [("block", True), ("block", False),
-                                                        ("contiguous", True)])  # fmt: skip
-def test_programs_that_verify_and_draft_are_legal(kv_layout, has_drafter):
+def draft_of(method, spec):
+    if method not in LAYOUTS:
+        return None if method is None else DraftSpec(method, spec)
+    return open_eagle(HEADS / method, open_checkpoint(GOLDENS / "llama"), spec)[1]
+
+
+@pytest.mark.parametrize(("kv_layout", "method"), [
+    ("block", "draft_model"), ("block", None), ("contiguous", "draft_model"),
+    *(("block", layout) for layout in LAYOUTS), ("contiguous", "eagle3"),
+])  # fmt: skip
+def test_programs_that_verify_and_draft_are_legal(kv_layout, method):
     spec = resolve(json.loads((GOLDENS / "llama" / "config.json").read_text()))
     block, count = (32, 17) if kv_layout == "block" else (128, 5)
     own = dataclasses.replace(BUCKETS, contexts=(128,), drafts=(3,))
-    buckets = dataclasses.replace(own, lookahead=3, has_drafter=has_drafter)
+    buckets = dataclasses.replace(own, lookahead=3, has_drafter=method is not None)
     sizes = Sizes(
         dtype="bfloat16", kernels="reference", max_model_len=128, max_num_seqs=4,
         block_tokens=block, block_count=count, kv_layout=kv_layout, buckets=buckets,
         logprobs_max=20, edits_max=100,
-        draft=DraftSpec("draft_model", spec) if has_drafter else None,
+        draft=draft_of(method, spec),
     )  # fmt: skip
     table = programs(spec, sizes)
     assert [p.name for p in table if p.shape.draft] == ["decode.r4.k3.c128"]
