@@ -5,10 +5,11 @@
 // weight is one or more segments (q, k and v, say), each of one format: format, inputs of a group, tiles,
 // offset in 64 bytes.
 //
-//   codes of a unit    8 bits  [16 pairs][16 outputs][2] int8;  for 8-bit activations [8][16][4]
-//                      4 bits  [4][16 outputs][2] uint16, each of four nibbles: pairs 4q .. 4q+3
-//                      5 bits  the same, then [16][2] uint16, bit t the fifth bit of pair t
-//                      6 bits  the same, then [2][16][2] uint16, two bits each for eight pairs
+//   codes of a unit    in eight steps of four inputs: byte 4j + i of a step is output j's code of input i
+//                      8 bits  [8 steps][64], the code plus 128
+//                      4 bits  [4][64]: low halves are step 2q, high halves step 2q + 1
+//                      5 bits  the same, then [64]: bit s is the fifth bit of step s
+//                      6 bits  the same, then [2][64]: bits 2t and 2t + 1 of line h the high ones of step 4h + t
 //   header of a block  see Format
 //
 // Activations become whole numbers once a row: 16 bits, or 8 where the format says so. Sums of a group are
@@ -28,7 +29,7 @@ constexpr int64_t kLanes = 16;   // outputs of a tile
 
 enum class Format : int32_t {
   kI8 = 0,      // one block; f32 scale[16]
-  kI8D = 1,     // one block; f32 scale[16], i32 sum of codes[16]; activations of 8 bits
+  kI8D = 1,     // the same; activations of 8 bits
   kQ8 = 2,      // f16 scale[16]
   kQ4 = 3,      // f16 scale[16]; zero is 8
   kQ4Zero = 4,  // f16 scale[16], u8 zero[16]
@@ -48,10 +49,19 @@ struct FormatInfo {
 };
 
 constexpr FormatInfo kInfo[kFormats] = {
-    {8, 64, true, false},  {8, 128, true, false}, {8, 32, false, false}, {4, 32, false, false},
+    {8, 64, true, false},  {8, 64, true, false},  {8, 32, false, false}, {4, 32, false, false},
     {4, 48, false, false}, {4, 64, false, false}, {5, 32, false, false}, {5, 64, false, false},
     {4, 320, false, true}, {5, 320, false, true}, {6, 288, false, true},
 };
+
+// The code that stands for 0 is 2 to this power, where it is one for all; else 0.
+constexpr int zero_bits(Format f) {
+  return f == Format::kI8 || f == Format::kI8D || f == Format::kQ8 ? 7
+         : f == Format::kQ4                                        ? 3
+         : f == Format::kQ5                                        ? 4
+         : f == Format::kK6                                        ? 5
+                                                                   : 0;
+}
 
 struct Segment {
   Format format;

@@ -1,4 +1,4 @@
-// What tells the formats apart: the codes of a unit as pairs of int16, and the scales of a block.
+// What tells the formats apart: the codes of a unit as bytes, and the scales of a block.
 #ifndef RANVIER_QUANT_FORMATS_H_
 #define RANVIER_QUANT_FORMATS_H_
 
@@ -11,12 +11,7 @@ constexpr const FormatInfo& info_of(Format f) { return kInfo[static_cast<int32_t
 
 constexpr int64_t unit_bytes(Format f) { return kUnit * kLanes * info_of(f).bits / 8; }
 
-// Codes of pairs 4q .. 4q+3 of a unit, each int16 [16 outputs][2 inputs].
-struct Quad {
-  W32 of[4];
-};
-
-// Loaded once: without it the compiler loads a line again for each shift.
+// Loaded once: without it the compiler loads a line again for each use.
 RANVIER_INLINE W32 load_line(const uint8_t* p) {
   W32 line = load_as<W32>(p);
 #if defined(__AVX512F__)
@@ -25,31 +20,29 @@ RANVIER_INLINE W32 load_line(const uint8_t* p) {
   return line;
 }
 
+// Codes of steps 2q and 2q + 1 of a unit.
+struct Codes {
+  W64 of[2];
+};
+
 template <int kBits>
-RANVIER_INLINE Quad quad_of(const uint8_t* unit, int64_t q) {
-  Quad quad;
-  if constexpr (kBits == 8) {
-    for (int t = 0; t < 4; ++t)
-      quad.of[t] = reinterpret_cast<W32>(
-          __builtin_convertvector(load_as<B32>(unit + 128 * q + 32 * t), S32));
-    return quad;
-  }
+RANVIER_INLINE Codes codes_of(const uint8_t* unit, int q) {
+  if constexpr (kBits == 8)
+    return {{load_as<W64>(unit + 128 * q), load_as<W64>(unit + 128 * q + 64)}};
+  constexpr uint16_t kLow = 0x0f0f, kFifth = 0x1010, kHigh = 0x3030;
   const W32 line = load_line(unit + 64 * q);
-  for (int t = 0; t < 4; ++t) quad.of[t] = t < 3 ? line >> (4 * t) & 15 : line >> 12;
+  W32 even = line & kLow, odd = line >> 4 & kLow;
   if constexpr (kBits == 5) {
-    const W32 high = load_as<W32>(unit + 256) >> static_cast<uint16_t>(4 * q);
-    for (int t = 0; t < 4; ++t) quad.of[t] |= (high >> t & 1) << 4;
+    const W32 high = load_as<W32>(unit + 256);
+    even |= (q < 2 ? high << (4 - 2 * q) : high >> (2 * q - 4)) & kFifth;
+    odd |= (q < 2 ? high << (3 - 2 * q) : high >> (2 * q - 3)) & kFifth;
   }
   if constexpr (kBits == 6) {
-    const W32 high = load_as<W32>(unit + 256 + q / 2 * 64) >> static_cast<uint16_t>(q % 2 * 8);
-    for (int t = 0; t < 4; ++t) quad.of[t] |= (high >> (2 * t) & 3) << 4;
+    const W32 high = load_as<W32>(unit + 256 + 64 * (q / 2));
+    even |= (q % 2 ? high : high << 4) & kHigh;
+    odd |= (q % 2 ? high >> 2 : high << 2) & kHigh;
   }
-  return quad;
-}
-
-// The code that stands for 0, where it is one for all.
-constexpr int32_t zero_of(Format f) {
-  return f == Format::kQ4 ? 8 : f == Format::kQ5 ? 16 : f == Format::kK6 ? 32 : 0;
+  return {{reinterpret_cast<W64>(even), reinterpret_cast<W64>(odd)}};
 }
 
 // Scales of one group of a tile: value = scale * sum of products + shift * sum of inputs.
@@ -58,7 +51,7 @@ struct Scales {
 };
 
 template <Format F>
-constexpr bool kHasShift = F != Format::kI8 && F != Format::kI8D && F != Format::kQ8;
+constexpr bool kHasShift = zero_bits(F) == 0;
 
 // Of the first group of a block, or what its groups share in a format of two levels.
 template <Format F>
@@ -68,8 +61,6 @@ RANVIER_INLINE Scales block_scales(const uint8_t* h) {
   if constexpr (F == Format::kQ4Zero) return {scale, -scale * bytes_to_floats(h + 32)};
   if constexpr (F == Format::kQ4Add || F == Format::kQ5Add) return {scale, halves_to_floats(h + 32)};
   if constexpr (F == Format::kK4 || F == Format::kK5) return {scale, -halves_to_floats(h + 32)};
-  if constexpr (zero_of(F) != 0 && !info_of(F).is_super)
-    return {scale, scale * -static_cast<float>(zero_of(F))};
   return {scale, V16{}};
 }
 
@@ -79,10 +70,7 @@ RANVIER_INLINE Scales group_scales(const uint8_t* h, int64_t g, Scales block) {
   if constexpr (F == Format::kK4 || F == Format::kK5)
     return {block.scale * bytes_to_floats(h + 64 + 16 * g),
             block.shift * bytes_to_floats(h + 192 + 16 * g)};
-  if constexpr (F == Format::kK6) {
-    const V16 scale = block.scale * signed_to_floats(h + 32 + 16 * g);
-    return {scale, scale * -static_cast<float>(zero_of(F))};
-  }
+  if constexpr (F == Format::kK6) return {block.scale * signed_to_floats(h + 32 + 16 * g), V16{}};
   return block;
 }
 

@@ -1,63 +1,16 @@
-// Whole-number steps that the formats share: dot products of pairs and fours, halves to floats, the rows.
+// Whole-number steps that the formats share: halves to floats, and rows as whole numbers.
 #ifndef RANVIER_QUANT_STEPS_H_
 #define RANVIER_QUANT_STEPS_H_
 
+#include <algorithm>
+#include <numeric>
 #include <vector>
 
-#include "linear_steps.h"
 #include "quant.h"
-
-// What a kernel's registers live across must be inlined, whatever its size.
-#define RANVIER_INLINE inline __attribute__((always_inline))
+#include "quant_dot.h"
 
 namespace ranvier {
 namespace {
-
-typedef uint16_t W32 __attribute__((vector_size(64)));  // [16 outputs][2 inputs]
-typedef int16_t S32 __attribute__((vector_size(64)));
-typedef int8_t B32 __attribute__((vector_size(32)));
-typedef uint8_t B16 __attribute__((vector_size(16)));
-
-template <typename V>
-RANVIER_INLINE V load_as(const void* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline I16 splat_int(int32_t x) { return I16{} + x; }
-
-// sum[j] += w[j][0] * low half of x + w[j][1] * high half, as int16.
-RANVIER_INLINE I16 dot2(I16 sum, W32 w, uint32_t x) {
-#if defined(__AVX512VNNI__)
-  return (I16)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
-#elif defined(__AVX512BW__)
-  return sum + (I16)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
-#elif defined(__AVX2__)
-  const __m256i inputs = _mm256_set1_epi32(static_cast<int>(x));
-  __m256i halves[2];
-  std::memcpy(halves, &w, sizeof w);
-  for (__m256i& half : halves) half = _mm256_madd_epi16(half, inputs);
-  I16 products;
-  std::memcpy(&products, halves, sizeof products);
-  return sum + products;
-#else
-  const I16 pairs = reinterpret_cast<I16>(w);
-  const int32_t low = static_cast<int16_t>(x & 0xffff), high = static_cast<int16_t>(x >> 16);
-  return sum + (pairs << 16 >> 16) * low + (pairs >> 16) * high;
-#endif
-}
-
-// sum[j] += four products of int8 weights with uint8 inputs.
-RANVIER_INLINE I16 dot4(I16 sum, I16 w, uint32_t x) {
-#if defined(__AVX512VNNI__)
-  return (I16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(static_cast<int>(x)), (__m512i)w);
-#else
-  for (int i = 0; i < 4; ++i)
-    sum += (w << (24 - 8 * i) >> 24) * static_cast<int32_t>(x >> (8 * i) & 255);
-  return sum;
-#endif
-}
 
 inline V16 to_floats(I16 x) { return __builtin_convertvector(x, V16); }
 
@@ -82,15 +35,40 @@ RANVIER_INLINE V16 halves_to_floats(const void* p) {
 #endif
 }
 
-// Rows of activations as whole numbers: value = scale * code.
+#if defined(__AVX512F__)
+constexpr int64_t kRows = 8;
+#else
+constexpr int64_t kRows = 4;
+#endif
+
+// Rows that a kernel takes at once.
+struct RowBlock {
+  int64_t first, count;
+};
+
+// The block of a row: as many of kRows as there are, then of 4, of 2, of 1.
+inline RowBlock block_of(int64_t row, int64_t rows) {
+  int64_t count = kRows, first = row / count * count;
+  while (first + count > rows) {
+    count /= 2;
+    first = row / count * count;
+  }
+  return {first, count};
+}
+
+// Rows of activations as whole numbers: value = scale * code. The inputs of a block of rows lie together, step
+// by step: [depth / 4][rows of the block][step_bytes].
 struct Rows {
-  int64_t depth, segments;
-  int16_t* wide;    // [rows][depth], 16 bits
-  uint8_t* narrow;  // [rows][depth], 8 bits plus 128
-  float* sums[kSegments];  // [rows][depth / group], of wide, in whole numbers: exact
-  int64_t groups[kSegments];
+  int64_t depth;
+  uint8_t* wide;    // 16 bits
+  uint8_t* narrow;  // 8 bits
+  int32_t* sums[kSegments];  // [rows][groups]: of a segment's inputs
+  int64_t groups[kSegments];  // inputs of a group
+  int64_t cell;  // inputs of the smallest group: all are multiples of it
   float* scales;  // [2][rows]: of wide, of narrow
 };
+
+inline int64_t groups_of(int64_t depth, int64_t group) { return (depth + group - 1) / group; }
 
 // One row, normed, into `values` [depth], 0 behind its end. Returns the largest size; NaN where a value
 // is not finite, so that it is not lost in the codes.
@@ -133,72 +111,97 @@ inline int32_t sum_int(I16 v) {
 #endif
 }
 
-// Sums of one row's codes by each segment's groups.
-inline void sum_groups(const Rows& to, int64_t row, const float* cells) {
-  for (int64_t s = 0; s < to.segments; ++s) {
-    const int64_t each = to.groups[s] / 16, count = to.depth / to.groups[s];
-    for (int64_t g = 0; g < count; ++g) {
-      float sum = 0;
-      for (int64_t i = 0; i < each; ++i) sum += cells[g * each + i];
-      to.sums[s][row * count + g] = sum;
+// What of a group's inputs a segment's kernel takes: their sum, or what it starts from, the zero's share.
+inline int32_t start_of(Format format, int32_t sum) {
+  const int zero = zero_bits(format);
+  return zero == 0 ? sum : -(sum << zero);
+}
+
+// Sums of one row's inputs by the groups of each segment that has inputs of this width; `cells` are sums of
+// `cell` inputs.
+inline void sum_groups(const Quantised& a, const Rows& to, int64_t row, const int32_t* cells,
+                       bool is_wide) {
+  for (int64_t s = 0; s < a.segment_count; ++s) {
+    const Format format = a.segments[s].format;
+    if ((format != Format::kI8D) != is_wide) continue;
+    const int64_t each = to.groups[s] / to.cell, all = groups_of(to.depth, to.cell);
+    int32_t* out = to.sums[s] + row * groups_of(to.depth, to.groups[s]);
+    for (int64_t i = 0; i < all; i += each, ++out) {
+      int32_t sum = 0;
+      for (int64_t j = i; j < i + each && j < all; ++j) sum += cells[j];
+      *out = start_of(format, sum);
     }
   }
 }
 
-inline void widen_row(const Rows& to, int64_t row, const float* values, float* cells, float rate) {
-  typedef int16_t C16 __attribute__((vector_size(32)));
-  for (int64_t i = 0; i < to.depth; i += 16) {
-    const I16 codes = to_codes(load16(values + i) * rate);
-    const C16 shorts = __builtin_convertvector(codes, C16);
-    std::memcpy(to.wide + row * to.depth + i, &shorts, sizeof shorts);
-    cells[i / 16] = static_cast<float>(sum_int(codes));
-  }
-  sum_groups(to, row, cells);
+// Where the inputs of a block of rows begin.
+template <bool kWide>
+inline uint8_t* inputs_of(const Rows& rows, int64_t first) {
+  return (kWide ? rows.wide : rows.narrow) + first * (rows.depth / 4 * step_bytes(kWide));
 }
 
-inline void narrow_row(const Rows& to, int64_t row, const float* values, float rate) {
-  for (int64_t i = 0; i < to.depth; i += 16) {
-    const B16 bytes = __builtin_convertvector(to_codes(load16(values + i) * rate) + 128, B16);
-    std::memcpy(to.narrow + row * to.depth + i, &bytes, sizeof bytes);
+template <bool kWide>
+inline void code_row(const Quantised& a, const Rows& to, int64_t row, const float* values, float rate,
+                     int32_t* cells) {
+  const RowBlock block = block_of(row, a.rows);
+  const int64_t stride = block.count * step_bytes(kWide);
+  uint8_t* out = inputs_of<kWide>(to, block.first) + (row - block.first) * step_bytes(kWide);
+  for (int64_t i = 0; i < to.depth; ++cells) {
+    I16 sum{};
+    for (const int64_t end = std::min(i + to.cell, to.depth); i < end; i += 16, out += 4 * stride) {
+      const I16 codes = to_codes(load16(values + i) * rate);
+      store_codes<kWide>(out, stride, codes);
+      sum += codes;
+    }
+    *cells = sum_int(sum);
   }
+  sum_groups(a, to, row, cells - groups_of(to.depth, to.cell), kWide);
 }
 
-inline void quantise_row(const Linear& a, const Rows& to, int64_t row) {
+inline void quantise_row(const Quantised& a, const Rows& to, int64_t row) {
   static thread_local std::vector<float> room;
-  const auto cells = static_cast<size_t>(a.depth);
-  if (room.size() < cells + cells / 16 + 16) room.resize(cells + cells / 16 + 16);
-  float* const values = room.data();
-  const float top = norm_into(a, row, values);
-  const float wide = top > 0 ? 32767.0f / top : 0.0f, narrow = top > 0 ? 127.0f / top : 0.0f;
-  if (to.wide != nullptr) widen_row(to, row, values, values + cells, wide);
-  if (to.narrow != nullptr) narrow_row(to, row, values, narrow);
-  to.scales[row] = top / 32767.0f;
-  to.scales[a.rows + row] = top / 127.0f;
+  static thread_local std::vector<int32_t> cells;
+  const auto size = static_cast<size_t>(a.depth);
+  if (room.size() < size) {
+    room.resize(size);
+    cells.resize(size / 16 + 1);
+  }
+  const float top = norm_into(a, row, room.data());
+  const float wide = top > 0 ? kWideTop / top : 0.0f, narrow = top > 0 ? kNarrowTop / top : 0.0f;
+  if (to.wide != nullptr) code_row<true>(a, to, row, room.data(), wide, cells.data());
+  if (to.narrow != nullptr) code_row<false>(a, to, row, room.data(), narrow, cells.data());
+  to.scales[row] = top / kWideTop;
+  to.scales[a.rows + row] = top / kNarrowTop;
 }
 
-// Inputs of a group whose sum of codes a segment's kernel asks for.
+// Inputs of a whole block that are summed before they become floats; of 8-bit inputs all are.
+constexpr int64_t kWholeGroup = 256;
+
+// Inputs of a group whose sum a segment's kernel asks for.
 inline int64_t sum_group(const Segment& segment, int64_t depth) {
   const FormatInfo& info = kInfo[static_cast<int32_t>(segment.format)];
-  if (info.is_whole) return depth;
+  if (segment.format == Format::kI8D) return groups_of(depth, kWholeGroup) * kWholeGroup;
+  if (info.is_whole) return kWholeGroup;
   return segment.format == Format::kK6 ? 16 : info.is_super ? kUnit : segment.group;
 }
 
 // Room for the rows of a step, in one allocation of this thread.
 inline Rows rows_of(const Quantised& a, bool is_wide, bool is_narrow) {
   const int64_t cells = a.rows * a.depth, sums = a.rows * (a.depth / 16);
-  const int64_t bytes = 2 * cells + 4 * sums * a.segment_count + 8 * a.rows + cells;
+  const int64_t bytes = 4 * cells + 4 * sums * a.segment_count + 8 * a.rows;
   auto* at = static_cast<uint8_t*>(scratch(bytes + 256));
   Rows r{};
   r.depth = a.depth;
-  r.segments = is_wide ? a.segment_count : 0;
-  if (is_wide) r.wide = reinterpret_cast<int16_t*>(at);
-  at += 2 * cells;
+  r.cell = kWholeGroup;
+  if (is_wide) r.wide = at;
+  if (is_narrow) r.narrow = at + 2 * cells;
+  at += 4 * cells;
   for (int64_t s = 0; s < a.segment_count; ++s, at += 4 * sums) {
-    r.sums[s] = reinterpret_cast<float*>(at);
+    r.sums[s] = reinterpret_cast<int32_t*>(at);
     r.groups[s] = sum_group(a.segments[s], a.depth);
+    r.cell = std::gcd(r.cell, r.groups[s]);
   }
   r.scales = reinterpret_cast<float*>(at);
-  if (is_narrow) r.narrow = at + 8 * a.rows;
   return r;
 }
 

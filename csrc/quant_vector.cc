@@ -12,30 +12,20 @@
 namespace ranvier {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRows = 12;
-#else
-constexpr int kRows = 4;
-#endif
-constexpr int64_t kWholeGroup = 256;  // inputs of a whole block that are summed before they become floats
-
 // More than one sum an output where there are few rows: a product's latency is several products long.
-constexpr int sums_of(int rows) { return rows >= 8 ? 1 : rows >= 4 ? 2 : 4; }
+constexpr int sums_of(int rows, bool is_wide) {
+  const int products = is_wide ? 2 * rows : rows;
+  return products >= 4 ? 1 : 4 / products;
+}
 
 // What a tile's walk needs of the rows of this block of rows.
 struct Part {
   const Rows* rows;
   int64_t first;
-  const float* sums;    // of the first row's inputs, by group
+  const int32_t* sums;  // of the first row's inputs, by group
   const float* scales;  // of the rows
   const uint8_t* next;  // fetched while this tile is multiplied, or null
 };
-
-inline uint32_t pair_at(const int16_t* x) {
-  uint32_t pair;
-  std::memcpy(&pair, x, 4);
-  return pair;
-}
 
 RANVIER_INLINE void fetch(const uint8_t*& at, int64_t bytes) {
   if (at == nullptr) return;
@@ -43,29 +33,33 @@ RANVIER_INLINE void fetch(const uint8_t*& at, int64_t bytes) {
   at += bytes;
 }
 
-template <int R>
-struct Sums {
-  static constexpr int kEach = sums_of(R);
-  I16 of[R][kEach] = {};
+template <bool kWide, int R>
+struct Block {
+  static constexpr int kEach = sums_of(R, kWide);
+  Sums<kWide> of[R][kEach];
+
+  // Each row's sums begin with what its group starts from.
+  RANVIER_INLINE void start(const int32_t* at, int64_t stride) {
+    for (int r = 0; r < R; ++r) of[r][0].start(at[r * stride]);
+  }
 
   I16 total(int r) const {
-    I16 sum = of[r][0];
-    for (int i = 1; i < kEach; ++i) sum += of[r][i];
+    I16 sum = of[r][0].total();
+    for (int i = 1; i < kEach; ++i) sum += of[r][i].total();
     return sum;
   }
 };
 
-// Quads [from, end) of a unit of codes times the rows' inputs.
-template <int kBits, int R>
-RANVIER_INLINE void add_quads(const uint8_t* unit, const int16_t* x, int64_t depth, int64_t from,
-                              int64_t end, Sums<R>& sums) {
-  for (int64_t q = from; q < end; ++q) {
-    const Quad quad = quad_of<kBits>(unit, q);
-    for (int t = 0; t < 4; ++t)
-      for (int r = 0; r < R; ++r) {
-        I16& sum = sums.of[r][t % Sums<R>::kEach];
-        sum = dot2(sum, quad.of[t], pair_at(x + r * depth + 8 * q + 2 * t));
-      }
+// Steps [2 from, 2 end) of a unit of codes times the rows' inputs, x being those of the unit's first step.
+template <int kBits, bool kWide, int R>
+RANVIER_INLINE void add_steps(const uint8_t* unit, const uint8_t* x, int from, int end,
+                              Block<kWide, R>& block) {
+  constexpr int64_t kStep = step_bytes(kWide);
+  for (int q = from; q < end; ++q) {
+    const Codes codes = codes_of<kBits>(unit, q);
+    for (int t = 0; t < 2; ++t)
+      for (int r = 0; r < R; ++r)
+        block.of[r][t % Block<kWide, R>::kEach].add(codes.of[t], x + kStep * ((2 * q + t) * R + r));
   }
 }
 
@@ -76,72 +70,81 @@ struct Totals {
 
 // The end of group `index` of all: its integers become floats.
 template <Format F, int R>
-RANVIER_INLINE void add_group(const Part& p, const Sums<R>& sums, Scales s, int64_t index,
+RANVIER_INLINE void add_group(const Part& p, const Block<true, R>& block, Scales s, int64_t index,
                               int64_t groups, Totals<R>& totals) {
   for (int r = 0; r < R; ++r) {
-    if constexpr (kHasShift<F>) totals.of[r] += s.shift * p.sums[r * groups + index];
-    totals.of[r] += s.scale * to_floats(sums.total(r));
+    if constexpr (kHasShift<F>)
+      totals.of[r] += s.shift * to_floats(splat_int(p.sums[r * groups + index]));
+    totals.of[r] += s.scale * to_floats(block.total(r));
   }
 }
 
+// An empty block, or one that starts with the zero's share of group `index`.
+template <Format F, int R>
+RANVIER_INLINE Block<true, R> begin(const Part& p, int64_t index, int64_t groups) {
+  Block<true, R> block;
+  if constexpr (!kHasShift<F>) block.start(p.sums + index, groups);
+  return block;
+}
+
+// What a walk over a tile carries from block to block.
+template <int R>
+struct Walk {
+  const uint8_t* x;
+  int64_t index, groups;  // the next group of all of them
+  Totals<R> totals;
+};
+
+constexpr int64_t kUnitSteps = kUnit / 4;
+
 // A block of `span` inputs in groups of `group`.
 template <Format F, int R>
-RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, const uint8_t* unit, int64_t start,
-                               int64_t span, int64_t group, Totals<R>& totals) {
-  const int64_t depth = p.rows->depth, groups = depth / group;
-  const int16_t* const x = p.rows->wide + p.first * depth;
+RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, const uint8_t* unit, int64_t span,
+                               int64_t group, Walk<R>& w) {
   const Scales shared = block_scales<F>(header);
-  for (int64_t from = 0; from < span; from += group) {
-    const int64_t end = std::min(from + group, span);
-    Sums<R> sums;
-    for (int64_t i = from; i < end; i += kUnit, unit += unit_bytes(F)) {
+  int64_t own = 0;
+  for (int64_t left = span; left > 0; left -= group, ++own, ++w.index) {
+    auto block = begin<F, R>(p, w.index, w.groups);
+    for (int64_t i = std::min(group, left); i > 0; i -= kUnit, unit += unit_bytes(F)) {
       fetch(p.next, unit_bytes(F));
-      add_quads<info_of(F).bits, R>(unit, x + start + i, depth, 0, 4, sums);
+      add_steps<info_of(F).bits>(unit, w.x, 0, 4, block);
+      w.x += R * kUnitSteps * step_bytes(true);
     }
-    const Scales s = group_scales<F>(header, from / group, shared);
-    add_group<F>(p, sums, s, (start + from) / group, groups, totals);
+    add_group<F>(p, block, group_scales<F>(header, own, shared), w.index, w.groups, w.totals);
   }
 }
 
 // Blocks of six bits: two groups a unit.
 template <int R>
-RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, const uint8_t* unit, int64_t start,
-                            Totals<R>& totals) {
+RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, const uint8_t* unit, Walk<R>& w) {
   constexpr Format kF = Format::kK6;
-  const int64_t depth = p.rows->depth, groups = depth / 16, first = start / 16;
-  const int16_t* const x = p.rows->wide + p.first * depth + start;
   const Scales shared = block_scales<kF>(header);
-  for (int64_t g = 0; g < kSuper / 16; g += 2, unit += unit_bytes(kF)) {
+  for (int64_t g = 0; g < kSuper / 16; g += 2, w.index += 2, unit += unit_bytes(kF)) {
     fetch(p.next, unit_bytes(kF));
-    Sums<R> low, high;
-    add_quads<6, R>(unit, x + 16 * g, depth, 0, 2, low);
-    add_group<kF>(p, low, group_scales<kF>(header, g, shared), first + g, groups, totals);
-    add_quads<6, R>(unit, x + 16 * g, depth, 2, 4, high);
-    add_group<kF>(p, high, group_scales<kF>(header, g + 1, shared), first + g + 1, groups, totals);
+    auto low = begin<kF, R>(p, w.index, w.groups), high = begin<kF, R>(p, w.index + 1, w.groups);
+    add_steps<6>(unit, w.x, 0, 2, low);
+    add_group<kF>(p, low, group_scales<kF>(header, g, shared), w.index, w.groups, w.totals);
+    add_steps<6>(unit, w.x, 2, 4, high);
+    add_group<kF>(p, high, group_scales<kF>(header, g + 1, shared), w.index + 1, w.groups, w.totals);
+    w.x += R * kUnitSteps * step_bytes(true);
   }
 }
 
 // 8-bit activations: one exact sum over all inputs.
 template <int R>
 void multiply_dynamic(Part p, const uint8_t* tile, float* out) {
-  const int64_t depth = p.rows->depth;
-  const uint8_t* const x = p.rows->narrow + p.first * depth;
-  const uint8_t* w = tile + info_of(Format::kI8D).header;
-  Sums<R> sums;
-  for (int64_t i = 0; i < depth; i += 16, w += 256) {
-    fetch(p.next, 256);
-    for (int q = 0; q < 4; ++q) {
-      const I16 codes = load_as<I16>(w + 64 * q);
-      for (int r = 0; r < R; ++r) {
-        I16& sum = sums.of[r][q % Sums<R>::kEach];
-        sum = dot4(sum, codes, load_as<uint32_t>(x + r * depth + i + 4 * q));
-      }
-    }
+  const uint8_t* x = inputs_of<false>(*p.rows, p.first);
+  const uint8_t* unit = tile + info_of(Format::kI8D).header;
+  Block<false, R> block;
+  block.start(p.sums, 1);
+  for (int64_t i = 0; i < p.rows->depth; i += kUnit, unit += unit_bytes(Format::kI8D)) {
+    fetch(p.next, unit_bytes(Format::kI8D));
+    add_steps<8>(unit, x, 0, 4, block);
+    x += R * kUnitSteps * step_bytes(false);
   }
   const V16 scale = load_as<V16>(tile);
-  const I16 weights = load_as<I16>(tile + 64);
   for (int r = 0; r < R; ++r)
-    store16(out + kGroup * r, to_floats(sums.total(r) - 128 * weights) * scale * p.scales[r]);
+    store16(out + kGroup * r, to_floats(block.total(r)) * scale * p.scales[r]);
 }
 
 template <Format F, int R>
@@ -153,17 +156,17 @@ void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
     const int64_t depth = p.rows->depth, span = segment.block(depth);
     const int64_t group = kOf.is_whole ? kWholeGroup : kOf.is_super ? kUnit : segment.group;
     const int64_t bytes = span * kLanes * kOf.bits / 8;
-    Totals<R> totals;
+    Walk<R> walk{inputs_of<true>(*p.rows, p.first), 0, groups_of(depth, kOf.bits == 6 ? 16 : group), {}};
     const uint8_t *header = tile, *codes = tile + segment.codes(depth);
     for (int64_t start = 0; start < depth; start += span, header += kOf.header, codes += bytes) {
       if constexpr (F == Format::kK6) {
-        walk_k6<R>(p, header, codes, start, totals);
+        walk_k6<R>(p, header, codes, walk);
       } else {
-        walk_block<F, R>(p, header, codes, start, span, group, totals);
+        walk_block<F, R>(p, header, codes, span, group, walk);
       }
     }
     const V16 scale = kOf.is_whole ? load_as<V16>(tile) : splat(1.0f);
-    for (int r = 0; r < R; ++r) store16(out + kGroup * r, totals.of[r] * scale * p.scales[r]);
+    for (int r = 0; r < R; ++r) store16(out + kGroup * r, walk.totals.of[r] * scale * p.scales[r]);
   }
 }
 
@@ -178,18 +181,10 @@ template <int R>
 constexpr std::array<Multiply, kFormats> kKernels =
     all_formats<R>(std::make_integer_sequence<int, kFormats>{});
 
-// Rows of the next block of rows: as many as a kernel takes at once.
-inline int64_t rows_at_once(int64_t left) {
-  for (const int64_t count : {12, 8, 4, 2})
-    if (count <= kRows && count <= left) return count;
-  return 1;
-}
-
 inline Multiply kernel_of(Format format, int64_t rows) {
   const auto f = static_cast<size_t>(format);
   switch (rows) {
 #if defined(__AVX512F__)
-    case 12: return kKernels<12>[f];
     case 8: return kKernels<8>[f];
 #endif
     case 4: return kKernels<4>[f];
@@ -232,7 +227,7 @@ void run_tile(const Quantised& a, const Rows& rows, const Tile& tile, int64_t ro
   const Format format = tile.segment->format;
   const int64_t s = tile.segment - a.segments;
   const float* const scales = rows.scales + (format == Format::kI8D ? a.rows : 0) + row;
-  const float* const inputs = rows.sums[s] + row * (a.depth / rows.groups[s]);
+  const int32_t* const inputs = rows.sums[s] + row * groups_of(a.depth, rows.groups[s]);
   const Part part{&rows, row, inputs, scales, is_fetching ? tile.next : nullptr};
   kernel_of(format, count)(part, tile.at, *tile.segment, sums);
 }
@@ -243,7 +238,7 @@ void run_group(const Quantised& a, const Rows& rows, int64_t group) {
   if (tiles[1].segment == nullptr) std::memset(sums, 0, sizeof sums);
   int64_t block = 0;
   for (int64_t row = 0, count; row < a.rows; row += count, ++block) {
-    count = rows_at_once(a.rows - row);
+    count = block_of(row, a.rows).count;
     const bool is_fetching = block == 1 || (block == 0 && count == a.rows);
     for (int64_t half = 0; half < 2; ++half)
       if (tiles[half].segment != nullptr)
@@ -254,16 +249,13 @@ void run_group(const Quantised& a, const Rows& rows, int64_t group) {
 
 // One output's code for an input of a unit.
 int32_t code_at(const uint8_t* unit, Format format, int64_t lane, int64_t input) {
-  const int64_t pair = input / 2, column = 2 * lane + input % 2;
+  const int64_t step = input / 4, column = 4 * lane + input % 4;
   const int32_t bits = info_of(format).bits;
-  if (format == Format::kI8D)
-    return reinterpret_cast<const int8_t*>(unit)[input / 4 * 64 + 4 * lane + input % 4];
-  if (bits == 8) return reinterpret_cast<const int8_t*>(unit)[32 * pair + column];
-  const auto word = [&](int64_t at) { return load_as<uint16_t>(unit + at + 2 * column); };
-  const int32_t low = word(pair / 4 * 64) >> (pair % 4 * 4) & 15;
+  if (bits == 8) return unit[64 * step + column];
+  const int32_t low = unit[step / 2 * 64 + column] >> (step % 2 * 4) & 15;
   if (bits == 4) return low;
-  if (bits == 5) return low | (word(256) >> pair & 1) << 4;
-  return low | (word(256 + pair / 8 * 64) >> (pair % 8 * 2) & 3) << 4;
+  if (bits == 5) return low | (unit[256 + column] >> step & 1) << 4;
+  return low | (unit[256 + step / 4 * 64 + column] >> (step % 4 * 2) & 3) << 4;
 }
 
 // A group's scale and shift of one output.
@@ -271,7 +263,7 @@ template <Format F>
 inline void scales_at(const uint8_t* header, int64_t group, int64_t lane, float out[2]) {
   const Scales s = group_scales<F>(header, group, block_scales<F>(header));
   out[0] = s.scale[lane];
-  out[1] = s.shift[lane];
+  out[1] = kHasShift<F> ? s.shift[lane] : -s.scale[lane] * (1 << zero_bits(F));
 }
 
 using ScalesAt = void (*)(const uint8_t*, int64_t, int64_t, float*);
@@ -299,6 +291,7 @@ void row_out(const QuantisedRows& a, int64_t row) {
     const uint8_t* const header = tile + i / span * info.header;
     if (info.is_whole) {
       scales[0] = load_as<float>(header + 4 * lane);
+      scales[1] = -128.0f * scales[0];
     } else if (i % group == 0) {
       kScalesAt[static_cast<size_t>(segment.format)](header, i % span / group, lane, scales);
     }

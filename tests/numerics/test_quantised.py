@@ -79,7 +79,7 @@ FORMATS = {
 def rounded(x, bits):
     """Activations as the kernel sees them: whole numbers of `bits` bits a row."""
     top = np.abs(x).max(axis=1, keepdims=True)
-    limit = 2 ** (bits - 1) - 1
+    limit = 127 if bits == 8 else 127 * 256 + 127  # two bytes with sign
     return np.rint(x * (np.float32(limit) / top)).astype(np.float64) * top / limit
 
 

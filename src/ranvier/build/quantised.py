@@ -19,6 +19,8 @@ __all__ = ["PackedStack", "StackPacker", "is_packable", "pack_stack"]
 
 Bytes = NDArray[np.uint8]
 LANES, UNIT, LINE = 16, 32, 64
+STEPS = 8
+"""Of four inputs, in a unit."""
 SEGMENTS_MAX = 4
 HALF_ERROR = 2.0**-10
 """How far a scale may move, relatively, when it becomes a float16."""
@@ -97,8 +99,8 @@ def pack_tiles(tensor: QuantTensor) -> Bytes:
     kind = _format(tensor)
     assert kind is not None
     codes = _padded(tensor.codes)
-    units = _fours(codes) if kind == I8D else _units(codes, tensor.bits)
-    header = _header(tensor, kind, codes).reshape(len(codes), -1)
+    units = _units(codes, tensor.bits)
+    header = _header(tensor, kind).reshape(len(codes), -1)
     header = np.pad(header, ((0, 0), (0, -header.shape[1] % LINE)))
     return np.concatenate([header, units.reshape(len(codes), -1)], axis=1)
 
@@ -140,48 +142,35 @@ def _padded(codes: NDArray[Any]) -> NDArray[Any]:
     return padded.reshape(-1, LANES, padded.shape[1])
 
 
-def _fours(codes: NDArray[Any]) -> Bytes:
-    """[tiles, bytes]: four inputs of each of 16 outputs in turn."""
-    tiles, _, depth = codes.shape
-    order = codes.reshape(tiles, LANES, depth // 4, 4).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(order).view(np.uint8).reshape(tiles, -1)
-
-
 def _units(codes: NDArray[Any], bits: int) -> Bytes:
     """[tiles, units, bytes] of codes by units of 32 inputs."""
     tiles, _, depth = codes.shape
-    pairs = codes.reshape(tiles, LANES, depth // UNIT, 16, 2).transpose(0, 2, 3, 1, 4)
+    order = codes.reshape(tiles, LANES, depth // UNIT, STEPS, 4).transpose(0, 2, 3, 1, 4)
+    steps: Bytes = np.ascontiguousarray(order).view(np.uint8)
     if bits == 8:
-        return np.ascontiguousarray(pairs).view(np.uint8).reshape(tiles, depth // UNIT, -1)
-    words: NDArray[np.uint16] = pairs.astype(np.uint16)
-    planes = [_gather(words & 15, 4)]
-    if bits == 5:
-        planes.append(_gather(words >> 4, 1))
-    if bits == 6:
-        planes.append(_gather(words >> 4, 2))
+        return np.bitwise_xor(steps, np.uint8(128)).reshape(tiles, depth // UNIT, -1)
+    planes = [_gather(np.bitwise_and(steps, np.uint8(15)), 4)]
+    if bits > 4:
+        planes.append(_gather(np.right_shift(steps, np.uint8(4)), bits - 4))
     return np.concatenate(planes, axis=2)
 
 
-def _gather(words: NDArray[Any], bits: int) -> Bytes:
-    """16 / bits pairs into each word of 16 bits, the first lowest: [tiles, units, bytes]."""
-    each = 16 // bits
-    tiles, units = words.shape[:2]
-    parts = words.reshape(tiles, units, 16 // each, each, LANES, 2)
-    shifts = (bits * np.arange(each, dtype=np.uint16)).reshape(-1, 1, 1)
-    whole = np.bitwise_or.reduce(parts << shifts, axis=3).astype("<u2")
-    codes: Bytes = whole.view(np.uint8).reshape(tiles, units, -1)
-    return codes
+def _gather(steps: Bytes, bits: int) -> Bytes:
+    """8 / bits steps into each line of bytes, the first lowest: [tiles, units, bytes]."""
+    each = 8 // bits
+    tiles, units = steps.shape[:2]
+    parts = steps.reshape(tiles, units, STEPS // each, each, LANES, 4)
+    shifts = (bits * np.arange(each, dtype=np.uint8)).reshape(-1, 1, 1)
+    whole: Bytes = np.bitwise_or.reduce(parts << shifts, axis=3)
+    return whole.reshape(tiles, units, -1)
 
 
-def _header(tensor: QuantTensor, kind: int, codes: NDArray[Any]) -> Bytes:
+def _header(tensor: QuantTensor, kind: int) -> Bytes:
     """[tiles, blocks, bytes]."""
     levels = tensor.levels
     if kind in (I8, I8D):
         assert tensor.scales is not None
-        rows = [_lanes(tensor.scales.astype("<f4"))]
-        if kind == I8D:
-            rows.append(_lanes(codes.astype(np.int32).sum(2).reshape(-1, 1).astype("<i4")))
-        return np.concatenate(rows, axis=2)
+        return _lanes(tensor.scales.astype("<f4"))
     if levels is None:
         assert tensor.scales is not None
         rows = [_lanes(tensor.scales.astype("<f2"))]
