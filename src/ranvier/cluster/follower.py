@@ -45,8 +45,6 @@ __all__ = ["Follower", "join"]
 
 LOG = logging.getLogger("ranvier.cluster")
 RETRY_S = 0.2
-FLYING_MAX = 2
-"""Steps that may be on the device before the oldest is waited for, as at the leader."""
 
 
 def join(place: Place, key: bytes, timeout_s: float) -> Channel:
@@ -104,12 +102,17 @@ class Follower:
             raise ClusterError(f"Rank 0 is at another stage than {stage!r}.")
         refuse(stage, verdict.differences)
 
-    def run(self, runner: Runner) -> None:
-        """Run what comes until the end. Raises ClusterError when a step fails here."""
+    def run(self, runner: Runner, flying_max: int = 1) -> None:
+        """Run what comes until the end. Raises ClusterError when a step fails here.
+
+        `flying_max`: steps that are launched before the oldest is waited for, as at the leader.
+        """
         flying: deque[object] = deque()
         while (order := self._orders.get()) is not None:
             try:
                 self._follow(order, runner, flying)
+                while len(flying) >= flying_max:
+                    runner.collect(flying.popleft())
             except (DeviceError, ValueError) as error:
                 text = f"a step failed: {error}"
                 self._send(Trouble(text))
@@ -136,8 +139,6 @@ class Follower:
                 raise DeviceError(f"step {order.step} came after step {self._step}")
             self._step = order.step
             flying.append(runner.dispatch(order.plan))
-            if len(flying) >= FLYING_MAX:
-                runner.collect(flying.popleft())
 
     def _send(self, message: ToLeader) -> None:
         with contextlib.suppress(OSError):  # the reader finds the end of the connection

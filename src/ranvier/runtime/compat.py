@@ -5,12 +5,21 @@ Executables travel as PJRT's own bytes, never as a pickle.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
+from jax._src import distributed, xla_bridge
 from jax._src.lib import _jax, xla_client  # type: ignore[attr-defined]
 
-__all__ = ["LoadedProgram", "compile_stablehlo", "deserialize", "hlo_proto", "serialize"]
+__all__ = [
+    "LoadedProgram",
+    "bind_collectives",
+    "compile_stablehlo",
+    "deserialize",
+    "hlo_proto",
+    "serialize",
+]
 
 
 def serialize(compiled: Any) -> bytes:
@@ -30,6 +39,17 @@ def deserialize(data: bytes, device: jax.Device) -> LoadedProgram:
     """Load an executable for a device. Raises what the backend raises."""
     devices = xla_client.DeviceList((device,))
     return LoadedProgram(device.client.deserialize_executable(data, devices, None))
+
+
+def bind_collectives(address: str) -> None:
+    """Let the CPU's collectives between processes listen at an address of this host.
+
+    By themselves they take what the host's name stands for, which is often loopback.
+    """
+    client = distributed.global_state.client
+    collectives = _jax.make_gloo_tcp_collectives(distributed_client=client, hostname=address)
+    factory = partial(xla_bridge.make_cpu_client, collectives=collectives)
+    xla_bridge.register_backend_factory("cpu", factory, fail_quietly=False)
 
 
 class LoadedProgram:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import jax
 
 from ranvier.core.errors import ClusterError
+from ranvier.runtime.compat import bind_collectives
 
 __all__ = ["join"]
 
@@ -16,7 +19,6 @@ def join(address: str, count: int, rank: int, *, local_devices: int, timeout_s: 
     collectives between processes are gloo's. Raises ClusterError.
     """
     jax.config.update("jax_num_cpu_devices", local_devices)  # type: ignore[no-untyped-call]
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # type: ignore[no-untyped-call]
     try:
         jax.distributed.initialize(
             coordinator_address=address,
@@ -29,3 +31,13 @@ def join(address: str, count: int, rank: int, *, local_devices: int, timeout_s: 
             f"Rank {rank} did not meet the others at {address}: {error}",
             hint="That port of rank 0 must be reachable from every host.",
         ) from error
+    bind_collectives(_own_address(address))
+
+
+def _own_address(address: str) -> str:
+    """This host's address on the way to another; nothing is sent."""
+    host, _, port = address.rpartition(":")
+    family, kind, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(where)
+        return str(probe.getsockname()[0])

@@ -83,16 +83,17 @@ class Listener:
         )
         await self._drain(shutdown)
         counting.cancel()
+        error = lost.result() if lost.done() else None
+        lost.cancel()
         await self._client.close()
         self._codec.templates.close()
         server.should_exit = True
         server.force_exit = shutdown.insisted.is_set()
         await serving
-        if lost.done():
-            say(f"error: {lost.result()}")
-            return ClusterError.exit_code
-        lost.cancel()
-        return 0
+        if error is None:
+            return 0
+        say(f"error: {error}")
+        return ClusterError.exit_code
 
     def _where(self, listener: socket.socket) -> str:
         front = self._front

@@ -16,6 +16,7 @@ from ranvier.cli.options.cluster import device_count
 from ranvier.cli.serving.order import EngineOrder
 from ranvier.cli.serving.ranks import Agree, follow
 from ranvier.cluster.agree import start_facts
+from ranvier.core.errors import ConfigError
 from ranvier.core.step import Runner
 
 __all__ = ["follow_leader", "load_rank"]
@@ -45,6 +46,12 @@ def load_rank(
     phases.append(("find or build artifact", time.perf_counter() - start_s))
     located(folder)
     key = msgspec.to_builtins(read_manifest(folder).key)
+    if place is not None and key["target"] == "cpu" and order.options.async_scheduling:
+        raise ConfigError(
+            f"async_scheduling with {place.count} ranks on the CPU: collectives between processes "
+            "take one step at a time there.",
+            hint="Leave async_scheduling out.",
+        )
     agree("artifact", {f"artifact {name}": str(value) for name, value in key.items()})
     return open_runner(folder, order.options, phases)
 
@@ -57,4 +64,5 @@ def follow_leader(order: EngineOrder) -> NoReturn:
     def load(agree: Agree) -> Runner:
         return load_rank(order, agree, [], lambda folder: None)
 
-    follow(order.place, order.key, facts, load, order.timeout_s)
+    flying_max = 2 if order.options.async_scheduling else 1
+    follow(order.place, order.key, facts, load, order.timeout_s, flying_max=flying_max)

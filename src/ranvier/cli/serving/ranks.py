@@ -54,11 +54,25 @@ def lead(
 
 
 def follow(
-    place: Place, key: bytes, facts: dict[str, str], load: Load, timeout_s: float
+    place: Place,
+    key: bytes,
+    facts: dict[str, str],
+    load: Load,
+    timeout_s: float,
+    *,
+    flying_max: int = 1,
 ) -> NoReturn:
-    """Any other rank: serve steps until the leader stops, then leave."""
+    """Any other rank: serve steps until the leader stops, then leave.
+
+    `flying_max`: steps that may be on the device at once.
+    """
     try:
-        _serve(place, key, facts, load, timeout_s)
+        follower = _join(place, key, facts, timeout_s)
+        runner = load(follower.agree)
+        _outlive_one_signal()  # jax's distributed runtime takes the handler for itself
+        follower.agree(READY, {})
+        print(f"ranvier: rank {place.rank} of {place.count} is ready", file=sys.stderr, flush=True)
+        follower.run(runner, flying_max)
     except RanvierError as error:
         print(f"ranvier: error: {error}", file=sys.stderr)
         leave(error.exit_code)
@@ -68,17 +82,14 @@ def follow(
     leave(0)
 
 
-def _serve(place: Place, key: bytes, facts: dict[str, str], load: Load, timeout_s: float) -> None:
+def _join(place: Place, key: bytes, facts: dict[str, str], timeout_s: float) -> Follower:
     def end(error: ClusterError | None) -> None:
         leave(0 if error is None else error.exit_code)
 
     follower = Follower(join(place, key, timeout_s), socket.gethostname(), end)
     _outlive_one_signal()
     follower.agree("start", facts)
-    runner = load(follower.agree)
-    _outlive_one_signal()  # jax's distributed runtime takes the handler for itself
-    follower.agree(READY, {})
-    follower.run(runner)
+    return follower
 
 
 def leave(code: int) -> NoReturn:
