@@ -14,7 +14,7 @@ from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Sizes, programs, state_shapes
 from ranvier.build.vision.encoders import is_seeing, resolve_vision
 from ranvier.core.buckets import BucketSet, smallest
-from ranvier.core.media import ImageItem
+from ranvier.core.media import ImageItem, VisionInfo
 from ranvier.core.program import ProgramShape
 from ranvier.core.step import Chunk, ChunkMedia, StepPlan
 from ranvier.models.table import resolve
@@ -25,7 +25,7 @@ from ranvier.runtime.pictures import arrange, padded, units_of
 from ranvier.runtime.runner import _pack
 from ranvier.weights.checkpoint import open_checkpoint
 
-__all__ = ["CASES", "GOLDENS", "Case", "VisionModel", "sizes_of"]
+__all__ = ["CASES", "GOLDENS", "Case", "VisionModel", "case_of", "media_of", "sizes_of"]
 
 LENGTH, BLOCK = 192, 32
 STEP = ProgramShape("step", 128, 2)
@@ -86,9 +86,7 @@ class VisionModel:
         }
 
     def case(self, label: str, ids: np.ndarray) -> Case:
-        images = pictures_of(self.family, label, ids)
-        rope, delta = rope_of(self.spec, ids, images)
-        return Case(ids, images, rope, delta, [])
+        return case_of(self.family, self.spec, label, ids)
 
     def encode(self, case: Case) -> np.ndarray:
         """Encode every picture; returns the features, one below the other."""
@@ -125,34 +123,14 @@ class VisionModel:
         """Logits of a chunk from `start`, the case's pictures in place."""
         stop = start + len(ids)
         blocks = list(range(1, 1 + -(-stop // BLOCK)))
-        chunk = Chunk(start, list(map(int, ids)), blocks, media=self.media(case, start, stop))
+        chunk = Chunk(
+            start, list(map(int, ids)), blocks, media=media_of(self.info, case, start, stop)
+        )
         shape = STEP if self.is_ragged else DECODE if len(ids) == 1 else PREFILL
         layout, program = self.programs[shape]
         meta = _pack(StepPlan(shape, [chunk], []), layout)
         self.state, logits = program(self.weights, self.state, jnp.asarray(meta))
         return np.asarray(logits)[: len(ids)]
-
-    def media(self, case: Case, start: int, stop: int) -> ChunkMedia:
-        if self.info.is_cross:
-            blocks = [block for own in case.rows for block in own]
-            whole = cross_spans(case.images, max(stop, len(case.ids)))
-            return ChunkMedia(cross_blocks=blocks, cross_spans=whole[start:stop])
-        rows, sees = np.full(stop, -1), np.arange(stop)
-        for image, own in zip(case.images, case.rows, strict=True):
-            left = iter(own)
-            for first, count in image.spans:
-                for position in range(first, first + count):
-                    row = next(left)
-                    if position < stop:
-                        rows[position], sees[position] = row, first + count - 1
-        found = ChunkMedia(feature_rows=rows[start:].tolist())
-        if case.rope is not None:
-            extra = np.arange(len(case.ids), max(stop, len(case.ids))) + case.rope_delta
-            whole = np.concatenate([case.rope, np.tile(extra, (3, 1))], axis=1)
-            found = replace(found, rope=whole[:, start:stop].T.tolist())
-        if self.info.is_whole:
-            found = replace(found, sees_to=sees[start:].tolist())
-        return found
 
     def prefill(self, case: Case, cuts: tuple[int, ...] = ()) -> np.ndarray:
         bounds = (0, *(cuts or range(STEP.tokens, len(case.ids), STEP.tokens)), len(case.ids))
@@ -166,3 +144,34 @@ class VisionModel:
             start = len(case.ids) + len(tokens) - 1
             tokens.append(int(np.argmax(self.run(case, start, np.asarray(tokens[-1:]))[-1])))
         return tokens
+
+
+def media_of(info: VisionInfo, case: Case, start: int, stop: int) -> ChunkMedia:
+    """What a chunk takes of the case's pictures."""
+    if info.is_cross:
+        blocks = [block for own in case.rows for block in own]
+        whole = cross_spans(case.images, max(stop, len(case.ids)))
+        return ChunkMedia(cross_blocks=blocks, cross_spans=whole[start:stop])
+    rows, sees = np.full(stop, -1), np.arange(stop)
+    for image, own in zip(case.images, case.rows, strict=True):
+        left = iter(own)
+        for first, count in image.spans:
+            for position in range(first, first + count):
+                row = next(left)
+                if position < stop:
+                    rows[position], sees[position] = row, first + count - 1
+    found = ChunkMedia(feature_rows=rows[start:].tolist())
+    if case.rope is not None:
+        extra = np.arange(len(case.ids), max(stop, len(case.ids))) + case.rope_delta
+        whole = np.concatenate([case.rope, np.tile(extra, (3, 1))], axis=1)
+        found = replace(found, rope=whole[:, start:stop].T.tolist())
+    if info.is_whole:
+        found = replace(found, sees_to=sees[start:].tolist())
+    return found
+
+
+def case_of(family: str, spec, label: str, ids: np.ndarray) -> Case:
+    """A golden case with its pictures."""
+    images = pictures_of(family, label, ids)
+    rope, delta = rope_of(spec, ids, images)
+    return Case(ids, images, rope, delta, [])
