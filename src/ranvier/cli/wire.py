@@ -26,7 +26,7 @@ from ranvier.cli.options.settings import (
     say,
 )
 from ranvier.cli.options.speculative import read_speculative
-from ranvier.cli.quantisation import with_scheme
+from ranvier.cli.quantisation import neuron_weights, with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
 from ranvier.core.step import Runner
@@ -272,12 +272,14 @@ def open_model(options: Options) -> Checkpoint:
     memo = cache_folder() / "hashes"
     path = locate(options.model, options.revision, options.download_dir)
     checkpoint = open_checkpoint(path, memo)
+    stored = neuron_weights(options, checkpoint, memo)
+    checkpoint = stored or checkpoint
     text = None
     if options.tokenizer is not None and options.tokenizer != options.model:
         text = _text_source(options)
     if text is not None or options.hf_overrides:
         checkpoint = OverriddenCheckpoint(checkpoint, options.hf_overrides or {}, text)
-    return with_scheme(options, checkpoint)
+    return checkpoint if stored else with_scheme(options, checkpoint)
 
 
 def plan(options: Options, checkpoint: Checkpoint) -> Plan:

@@ -82,7 +82,12 @@ def test_a_variable_that_is_no_list_is_named(text):
 
 @pytest.fixture
 def nxdi(tmp_path):
-    stored = {"seq_len": 256, "batch_size": 4, "context_encoding_buckets": [64], "quantized": True}
+    stored = {
+        "seq_len": 256,
+        "batch_size": 4,
+        "context_encoding_buckets": [64],
+        "is_mxfp4_compute": True,
+    }
     (tmp_path / "neuron_config.json").write_text(json.dumps({"neuron_config": stored}))
     (tmp_path / "model.pt").write_bytes(b"")
     return tmp_path
@@ -99,7 +104,7 @@ def test_from_nxdi_sets_defaults_and_prints_the_same_command(nxdi):
         """'{"context_encoding_buckets": [64]}'"""
     )
     assert command in lines[0]
-    assert "quantized = True" in lines[1]
+    assert "is_mxfp4_compute = True" in lines[1]
 
 
 def test_a_compiled_folder_given_as_the_model_is_explained(nxdi):

@@ -40,11 +40,8 @@ def test_blocks_are_what_the_folder_stores():
     assert (found.scheme, found.folder) == (None, "/models/int8")
 
 
-def test_modules_and_the_cache():
-    lists = {"modules_to_not_convert": ["lm_head"], "draft_model_modules_to_not_convert": ["fc"]}
-    found = neuron_quantisation({**ON, **lists, "kv_cache_quant": True})
-    assert (found.ignore, found.draft_ignore) == (("lm_head",), ("fc",))
-    assert found.kv_cache_dtype == "fp8"
+def test_modules_to_leave_dense():
+    assert neuron_quantisation({**ON, "modules_to_not_convert": ["lm_head"]}).ignore == ("lm_head",)
 
 
 @pytest.mark.parametrize(

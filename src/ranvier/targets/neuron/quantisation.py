@@ -35,8 +35,6 @@ class NeuronQuantisation:
     scheme: str | None = None
     folder: str | None = None
     ignore: tuple[str, ...] = ()
-    draft_ignore: tuple[str, ...] = ()
-    kv_cache_dtype: str = "auto"
 
 
 def neuron_quantisation(values: Mapping[str, Any]) -> NeuronQuantisation:
@@ -44,23 +42,15 @@ def neuron_quantisation(values: Mapping[str, Any]) -> NeuronQuantisation:
 
     Raises ConfigError that names the field, for values that are unknown or not supported.
     """
-    kv_cache_dtype = "fp8" if values.get("kv_cache_quant") else "auto"
     if not values.get("quantized"):
-        return NeuronQuantisation(kv_cache_dtype=kv_cache_dtype)
+        return NeuronQuantisation()
     folder = values.get("quantized_checkpoints_path")
     if not isinstance(folder, str) or not folder:
         raise ConfigError(
             "quantized needs quantized_checkpoints_path.",
             hint="Name the folder that `ranvier quantize --output` wrote.",
         )
-    ignore = _names(values, "modules_to_not_convert")
-    return NeuronQuantisation(
-        scheme=_scheme(values),
-        folder=folder,
-        ignore=ignore,
-        draft_ignore=_names(values, "draft_model_modules_to_not_convert"),
-        kv_cache_dtype=kv_cache_dtype,
-    )
+    return NeuronQuantisation(_scheme(values), folder, _names(values, "modules_to_not_convert"))
 
 
 def _scheme(values: Mapping[str, Any]) -> str | None:

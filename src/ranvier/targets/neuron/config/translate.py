@@ -27,6 +27,7 @@ from ranvier.targets.neuron.config.rules import (
     effective,
     effective_plugin,
 )
+from ranvier.targets.neuron.quantisation import neuron_quantisation
 
 __all__ = ["Translation", "translate"]
 
@@ -81,6 +82,7 @@ def translate(
     problems += found + wrong
     values = {g.field.name: g.value for g in given if g.section == "NeuronConfig"}
     problems += broken(RULES, values, effective(_typed(values), plain), OVERRIDE)
+    problems += _unfit_quantisation(values)
     values = {g.field.name: g.value for g in more if g.section == "neuron_config"}
     problems += broken(PLUGIN_RULES, values, effective_plugin(values, plain), PLUGIN)
     lists = dict(listed)
@@ -123,13 +125,25 @@ def _sections(
     return merge(parts[OVERRIDE], override), merge({}, parts[PLUGIN]), problems
 
 
+def _unfit_quantisation(values: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the fields that neuron_quantisation reads when a model is opened."""
+    try:
+        neuron_quantisation(values)
+    except ConfigError as error:
+        name = error.message.split()[0].rstrip(":")
+        if name == "quantized":  # a rule between fields says so already
+            return []
+        return [Problem(f"{OVERRIDE}.{name}", values.get(name), error.message, error.hint)]
+    return []
+
+
 def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     names = ("torch_dtype", "attention_dtype")
     return {k: plain_dtype(v) if k in names else v for k, v in values.items()}
 
 
 def _is_option(given: Given) -> bool:
-    own = ("buckets", "override_generation_config")
+    own = ("buckets", "override_generation_config", "quantization")
     return given.field.status == "honoured" and given.field.option not in own
 
 
