@@ -87,6 +87,7 @@ class Row:
         self.runner, self.blocks = runner, blocks
         self.temperature, self.seed = temperature, seed
         self.tokens, self.drafts, self.accepted = list(PROMPT), [], []
+        self.absorbed = 0
 
     def chunk(self, start, drafts):
         ids = [*self.tokens[start:], *drafts]
@@ -115,6 +116,8 @@ def step(rows, k, start=None):
     info, chunks, samples, firsts = rows[0].runner.info, [], [], []
     for i, row in enumerate(rows):
         first = len(row.tokens) - 1 if start is None else start
+        # What the drafter missed it takes in now, the target once more.
+        first = min(first, row.absorbed) if k and info.is_ragged else first
         row.drafts = row.drafts if k or info.is_ragged else []
         firsts.append(len(samples))
         chunks.append(row.chunk(first, row.drafts))
@@ -124,7 +127,7 @@ def step(rows, k, start=None):
         [c.start + len(c.token_ids) for c in chunks],
     )
     if info.is_ragged:
-        program = info.step(tokens, k)
+        program = info.step(tokens, k if start is None else K)
     elif start is None:
         program = info.decode(len(rows), max(ends), k)
     else:
@@ -134,6 +137,7 @@ def step(rows, k, start=None):
     for i, (row, at) in enumerate(zip(rows, firsts, strict=True)):
         sampled = result.token_ids[at : at + 1 + len(row.drafts)]
         row.take(sampled, result.drafts[i] if program.draft else [])
+        row.absorbed = len(row.tokens) - 1 if program.lookahead else row.absorbed
 
 
 def plain(runner, count, **sampling):
@@ -166,7 +170,7 @@ def test_wrong_drafts_change_nothing_and_spoil_nothing(runner):
             break
         if turn % 3 == 0 and row.drafts:
             row.drafts[turn % K] = (row.drafts[turn % K] + 1) % 160
-        step([row, other], K if turn % 4 else 0)
+        step([row, other], K if turn % 4 or not runner.info.is_ragged else 0)
     assert row.tokens[: len(want)] == want
     whole = [stood for stood, drafted in row.accepted if drafted]
     assert min(whole) < K and max(whole) == K, "the caches of the drafter lost a token"

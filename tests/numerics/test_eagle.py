@@ -36,11 +36,11 @@ def prefill(row, ids, size, newest=None):
         following = newest or 0 if stop == len(ids) else ids[stop]
         chunk = Chunk(start, part, row.blocks, next_id=following)
         samples = [Sample(0, len(part) - 1)] if is_last else []
-        k = K if is_last else 0
-        program = info.step(len(part), k) if info.is_ragged else info.prefill(len(part), stop)
+        program = info.step(len(part), K) if info.is_ragged else info.prefill(len(part), stop)
         result = runner.collect(runner.dispatch(StepPlan(program, [chunk], samples)))
     row.tokens = [*ids, int(result.token_ids[0]) if newest is None else newest]
     row.drafts = [int(t) for t in result.drafts[0]] if program.draft else []
+    row.absorbed = len(row.tokens) - 1
 
 
 @pytest.mark.parametrize("size", [16, 7])

@@ -171,7 +171,8 @@ def programs(
             "edits": struct((shape.samples, sizes.edits_max, 3), jnp.int32),
             "allowed": struct((shape.samples, -(-vocab // 32)), jnp.int32),
         }
-        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind, drafter).step
+        own = drafter if shape.lookahead else None
+        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind, own).step
         table.append(Program(shape, step, (weights, state, inputs), cores, spec.vision))
     if spec.vision is not None and sizes.vision is not None:
         seeing = {name: value for name, value in everything.items() if is_seeing(name)}

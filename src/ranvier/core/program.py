@@ -31,8 +31,8 @@ class ProgramShape:
     picture of up to `tokens` of them, which is encoded. `rows` bounds the sequences, `samples` the
     rows of logits (0: as `rows`).
     `context` bounds the tokens of a sequence after the step; 0: the model's length bounds them.
-    `lookahead` > 0 says that there is a drafter: up to so many drafts a sequence are verified, and
-    `draft` new ones are drafted.
+    `lookahead` > 0: its drafter takes the tokens in, after up to so many drafts a sequence are
+    verified, and drafts `draft` new ones.
     """
 
     family: Family
@@ -49,7 +49,7 @@ class ProgramShape:
         if self.family in ("patches", "tiles"):
             return f"encode.{'p' if self.family == 'patches' else 'n'}{self.tokens}"
         size = f"r{self.rows}" if self.family == "decode" else f"t{self.tokens}"
-        draft = f".k{self.draft}" if self.draft else ""
+        draft = f".k{self.draft}" if self.draft or self.lookahead else ""
         return f"{self.family}.{size}{draft}" + (f".c{self.context}" if self.context else "")
 
     def layout(
@@ -67,13 +67,15 @@ class ProgramShape:
 def step_shape(buckets: BucketSet, rows_max: int, size: int, draft: int = 0) -> ProgramShape:
     """The ragged program of a bucket; its samples allow for drafts that are verified.
 
-    Steps larger than a decode step of every row do not draft: prefill fills them.
+    Where there is a drafter, steps larger than a decode step of every row do not draft, as prefill
+    fills them, and others that do not are for plain decoding: the drafter has no part in it.
     """
     decoded = rows_max * (1 + buckets.lookahead)
-    if size > smallest(buckets.tokens, min(decoded, buckets.tokens[-1])):
-        draft = 0
+    is_large = size > smallest(buckets.tokens, min(decoded, buckets.tokens[-1]))
+    draft = 0 if is_large else draft
+    lookahead = _verified(buckets) if is_large or draft else 0
     rows, samples = min(size, rows_max), min(size, decoded)
-    return ProgramShape("step", size, rows, 0, samples, draft, _verified(buckets))
+    return ProgramShape("step", size, rows, 0, samples, draft, lookahead)
 
 
 def prefill_shape(buckets: BucketSet, size: int, context: int) -> ProgramShape:
@@ -82,9 +84,9 @@ def prefill_shape(buckets: BucketSet, size: int, context: int) -> ProgramShape:
 
 
 def decode_shape(buckets: BucketSet, rows: int, context: int, draft: int = 0) -> ProgramShape:
-    """The program of one token and `draft` drafts each of `rows` sequences."""
-    tokens = rows * (1 + draft)
-    return ProgramShape("decode", tokens, rows, context, tokens, draft, _verified(buckets))
+    """The program of one token and `draft` drafts each of `rows` sequences; 0: a plain one."""
+    tokens, lookahead = rows * (1 + draft), _verified(buckets) if draft else 0
+    return ProgramShape("decode", tokens, rows, context, tokens, draft, lookahead)
 
 
 def program_shapes(buckets: BucketSet, rows_max: int) -> tuple[ProgramShape, ...]:

@@ -196,7 +196,7 @@ class RunnerInfo:
         return -(-self.model_len_max // self.block_tokens)
 
     def step(self, tokens: int, draft: int = 0) -> ProgramShape:
-        """The program of a ragged step; it does not draft where no program of its size does."""
+        """The program of a ragged step; a large one takes tokens in and drafts none."""
         return step_shape(self.buckets, self.rows_max, self.buckets.step(tokens), draft)
 
     def prefill(self, tokens: int, context: int) -> ProgramShape:

@@ -113,9 +113,10 @@ class Outline:
                 sequence.awaited_sample = len(samples) - 1
         if not chunks:
             return None
-        return Launch(StepPlan(self._program(chunks), chunks, samples), rows, parts, is_decode)
+        program = self._program(chunks, is_decode=is_decode)
+        return Launch(StepPlan(program, chunks, samples), rows, parts, is_decode)
 
-    def _program(self, chunks: list[Chunk]) -> ProgramShape:
+    def _program(self, chunks: list[Chunk], *, is_decode: bool) -> ProgramShape:
         info, buckets = self._info, self._info.buckets
         tokens = sum(len(chunk.token_ids) for chunk in chunks)
         context = max(chunk.start + len(chunk.token_ids) for chunk in chunks)
@@ -128,6 +129,8 @@ class Outline:
             needed = max(chunk.start for chunk in chunks) + 1 + draft
             context = max(needed, min(needed + buckets.has_drafter * draft, buckets.contexts[-1]))
             return info.decode(len(chunks), context, draft)
+        if buckets.has_drafter and not is_decode:
+            draft = draft or buckets.drafts[0]  # a drafter takes prompts in, guessing or not
         return info.step(tokens, draft if buckets.has_drafter else 0)
 
     def _rows(self, sequence: Sequence, count: int) -> int:

@@ -89,9 +89,14 @@ class Scheduler:
 
     def commit(self, launch: Launch, result: StepResult) -> list[Event]:
         """Take a step's result: append tokens and drafts that stood, finish, remember blocks."""
-        for sequence, epoch, computed in launch.parts:
+        is_taken_in = launch.plan.program.lookahead > 0
+        for (sequence, epoch, computed), chunk in zip(
+            launch.parts, launch.plan.chunks, strict=True
+        ):
             if sequence.epoch == epoch and not sequence.is_done:
                 sequence.computed = computed
+                if is_taken_in and chunk.start <= sequence.absorbed:
+                    sequence.absorbed = computed
         events = []
         for i, row in enumerate(launch.rows):
             if row is None:
@@ -124,6 +129,7 @@ class Scheduler:
             sequence.blocks, sequence.digest = self.pool.lookup(known, salt)
             sequence.remembered = len(sequence.blocks)
             sequence.planned = sequence.computed = sequence.remembered * self.info.block_tokens
+            sequence.absorbed = sequence.planned
             sequence.cached_tokens = max(sequence.cached_tokens, sequence.planned)
         count = outline.grant(sequence)
         if not self._reserve(sequence, count):
@@ -205,6 +211,7 @@ class Scheduler:
             stood += 1
             if is_whole:
                 sequence.planned = sequence.computed = launch.parts[part][2] + stood
+                sequence.absorbed += launch.plan.program.lookahead > 0
             if sequence.is_done:
                 break
             events.append(self._take(sequence, i + stood, launch, result))

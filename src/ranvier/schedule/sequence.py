@@ -43,6 +43,8 @@ class Sequence:
         )
         self.proposed: list[int] = []
         """What the device guesses to come next."""
+        self.absorbed = 0
+        """Tokens that the drafter on the device has in its cache."""
         self.drafts: list[int] = []
         """Guesses that the next step verifies."""
         self.acceptance: Acceptance | None = None
@@ -98,11 +100,15 @@ class Sequence:
         if self._has_penalties:
             self._counts[token] = self._counts.get(token, 0) + 1
 
+    def rewind(self, count: int) -> None:
+        """Take the tokens from `count` on once more, for the drafter's sake."""
+        self.planned = self.computed = count
+
     def restart(self) -> None:
         """Forget the cache after preemption; known tokens are computed again."""
         self.blocks, self.digest, self.remembered = [], b"", 0
         self.planned = self.computed = 0
-        self.proposed, self.drafts = [], []
+        self.proposed, self.drafts, self.absorbed = [], [], 0
         self.epoch += 1
 
     def room(self, model_len_max: int) -> int:

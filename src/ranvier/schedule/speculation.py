@@ -15,6 +15,9 @@ from ranvier.speculate.policy import Acceptance, Policy
 
 __all__ = ["Speculation"]
 
+LAG_MAX = 256
+"""A sequence that the drafter is further behind of does not go back for it."""
+
 
 class Speculation:
     """Sets `drafts` of the sequences that decode; `count` is what a program has to hold a row."""
@@ -41,11 +44,15 @@ class Speculation:
         rows = [s for s in running if s.is_decoding or s.is_scoring_prompt]
         if not self._info.is_ragged and not all(map(self._fits, rows)):
             self.count = 0
-        for sequence, (_, tokens) in zip(ready, guesses, strict=True):
-            if not sequence.awaited:
-                sequence.drafts = tokens[: self.count]
+        for sequence, (room, tokens) in zip(ready, guesses, strict=True):
             if not self.count:
                 self._acceptance(sequence).fade()
+            if sequence.awaited:
+                continue
+            sequence.drafts = tokens[: self.count]
+            if self._lag(sequence) and room and self.count:
+                sequence.drafts = []
+                sequence.rewind(sequence.absorbed)
 
     def waits(self, sequence: Sequence) -> bool:
         """Whether a sequence has to wait for a token that is on its way, to guess behind it."""
@@ -68,11 +75,16 @@ class Speculation:
         """How many tokens a sequence may draft, and those there are."""
         room = min(sequence.room(self._info.model_len_max), self._info.buckets.lookahead)
         if self._info.buckets.has_drafter:
-            return room, sequence.proposed[:room]
+            return (0, []) if self._lag(sequence) > LAG_MAX else (room, sequence.proposed[:room])
         if sequence.lookup is None:
             sequence.lookup = Lookup(config.lookup_min, config.lookup_max)
         found = sequence.lookup.guess(sequence.tokens, room) if room else []
         return len(found), found
+
+    def _lag(self, sequence: Sequence) -> int:
+        """Tokens that went by without the drafter, while nothing was guessed."""
+        has_drafter = self._info.buckets.has_drafter
+        return sequence.planned - sequence.absorbed if has_drafter else 0
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a row of the largest context holds the sequence and its drafts."""

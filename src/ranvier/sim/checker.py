@@ -47,4 +47,4 @@ def check_scheduler(scheduler: Scheduler, *, flying_max: int = 1) -> None:
         assert 0 <= sequence.computed <= sequence.planned <= known
         assert 0 <= sequence.awaited <= flying_max
         assert len(sequence.blocks) >= block_count(sequence.planned, size) or sequence in waiting
-        assert sequence.remembered * size <= sequence.planned
+        assert sequence.remembered * size <= max(sequence.planned, len(sequence.tokens) - 1)
