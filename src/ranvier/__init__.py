@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ranvier.cli.options.settings import Options as EngineArgs
     from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
-    from ranvier.engine.outputs import CompletionOutput, RequestOutput
+    from ranvier.offline.outputs import CompletionOutput, RequestOutput
 
 __all__ = [
     "LLM",
@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "CompletionOutput": ("ranvier.engine.outputs", "CompletionOutput"),
+    "CompletionOutput": ("ranvier.offline.outputs", "CompletionOutput"),
     "EngineArgs": ("ranvier.cli.options.settings", "Options"),
     "LLM": ("ranvier.cli.wire", "LLM"),
-    "RequestOutput": ("ranvier.engine.outputs", "RequestOutput"),
+    "RequestOutput": ("ranvier.offline.outputs", "RequestOutput"),
     "SamplingParams": ("ranvier.core.sampling", "SamplingParams"),
     "compile": ("ranvier.cli.cross", "compile"),
 }

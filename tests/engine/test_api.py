@@ -11,8 +11,8 @@ import ranvier
 from ranvier import LLM, EngineArgs, SamplingParams
 from ranvier.core.errors import ConfigError, RequestError
 from ranvier.core.sampling import UNSUPPORTED
-from ranvier.engine import llm as module
-from ranvier.engine.metrics import Counter, Gauge
+from ranvier.offline import llm as module
+from ranvier.offline.metrics import Counter, Gauge
 
 PARAMS = SamplingParams(temperature=0, max_tokens=3)
 

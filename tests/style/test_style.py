@@ -20,12 +20,13 @@ MAY_IMPORT = {
     "schedule": {"core", "speculate"},
     "text": {"core"},
     "media": {"core"},
-    "engine": {"core", "schedule", "text"},
+    "engine": {"core", "schedule"},
+    "offline": {"core", "engine", "media", "text"},
     "link": {"core", "engine"},
     "server": {"core", "engine", "link", "text"},
     "sim": {"core", "schedule", "engine"},
     "client": {"core"},
-    "bench": {"core", "engine", "text", "client"},
+    "bench": {"core", "engine", "offline", "text", "client"},
     "cluster": {"core", "engine", "link"},
     "native": {"core"},
     "artifact": {"core"},
@@ -39,8 +40,8 @@ MAY_IMPORT = {
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
 NO_JAX = (
-    "core", "speculate", "schedule", "engine", "link", "text", "media", "server", "sim", "weights",
-    "artifact", "targets", "client", "bench", "quantize",
+    "core", "speculate", "schedule", "engine", "offline", "link", "text", "media", "server", "sim",
+    "weights", "artifact", "targets", "client", "bench", "quantize",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

@@ -20,7 +20,7 @@ from ranvier.bench.speculation import (
 )
 from ranvier.core.errors import ConfigError
 from ranvier.core.sampling import SamplingParams
-from ranvier.engine.llm import Offline
+from ranvier.offline.llm import Offline
 from ranvier.text.codec import TextCodec
 
 __all__ = ["measure_latency", "measure_throughput"]

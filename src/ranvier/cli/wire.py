@@ -30,8 +30,8 @@ from ranvier.cli.quantisation import neuron_weights, with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
 from ranvier.core.step import Runner
-from ranvier.engine.llm import Offline
 from ranvier.engine.loop import Engine
+from ranvier.offline.llm import Offline
 from ranvier.text.codec import DEFAULTS, TextCodec
 from ranvier.weights.checkpoint import Checkpoint, open_checkpoint
 from ranvier.weights.folder import ModelFolder

@@ -12,7 +12,6 @@ from msgspec import UNSET
 
 from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
-from ranvier.engine.choice import Choice, best_choices
 from ranvier.link.client import EngineClient
 from ranvier.server.gate import Entry
 from ranvier.server.metrics import Metrics, SequenceTimes
@@ -28,6 +27,7 @@ from ranvier.server.wire.answers import (
     Message,
     Usage,
 )
+from ranvier.text.choice import Choice, best_choices
 from ranvier.text.codec import TextCodec
 
 __all__ = ["Answer", "Job"]

@@ -22,7 +22,7 @@ TEMPERATURES = (0.0, 0.0, 0.0, 0.8)
 
 
 class Generator(Protocol):
-    """The offline engine, as far as it is used here (engine/llm.py)."""
+    """The offline engine, as far as it is used here (offline/llm.py)."""
 
     def generate(self, prompts: Any, sampling_params: Any, *, use_tqdm: bool) -> list[Any]: ...
 

@@ -175,7 +175,7 @@ def _served_tokens(options: Options, reference: Reference) -> list[list[int]]:
     """Greedy tokens as serving gives them: the artifact's programs, all prompts together."""
     from ranvier.cli.wire import open_engine
     from ranvier.core.sampling import SamplingParams
-    from ranvier.engine.llm import Offline
+    from ranvier.offline.llm import Offline
 
     engine, codec = open_engine(options, [])
     outputs = Offline(engine, codec, seed=options.seed).generate(

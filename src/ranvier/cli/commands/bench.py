@@ -68,7 +68,7 @@ def _latency(parser: Parser, words: list[str]) -> None:
     measured, options = LatencyOptions(**given_for(given, LatencyOptions)), engine_options(given)
     from ranvier.bench.offline import measure_latency
     from ranvier.cli.wire import open_engine
-    from ranvier.engine.llm import Offline
+    from ranvier.offline.llm import Offline
 
     engine, codec = open_engine(options, [])
     measure_latency(Offline(engine, codec, seed=options.seed), codec, measured)
@@ -87,7 +87,7 @@ def _throughput(parser: Parser, words: list[str]) -> None:
     from ranvier.bench.dataset import make_samples
     from ranvier.bench.offline import measure_throughput
     from ranvier.cli.wire import open_engine
-    from ranvier.engine.llm import Offline
+    from ranvier.offline.llm import Offline
 
     engine, codec = open_engine(options, [])
     whole = replace(data, num_prompts=data.num_prompts + measured.num_warmups)

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from ranvier.core.errors import ConfigError, RequestError
 from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
-from ranvier.engine.choice import Choice, best_choices
 from ranvier.engine.loop import Engine
-from ranvier.engine.metrics import Metric, snapshot
-from ranvier.engine.outputs import CompletionOutput, Logprob, RequestOutput
-from ranvier.engine.prompts import Content, Prompt, read_prompts
+from ranvier.offline.metrics import Metric, snapshot
+from ranvier.offline.outputs import CompletionOutput, Logprob, RequestOutput
+from ranvier.offline.prompts import Content, Prompt, read_prompts
+from ranvier.text.choice import Choice, best_choices
 from ranvier.text.codec import TextCodec
 
 __all__ = ["Offline"]

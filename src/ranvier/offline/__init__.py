@@ -1,0 +1,1 @@
+"""LLM: generate and chat by vLLM's names, the engine in this process."""
