@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from ranvier.cluster.adapter import parts
 from ranvier.cluster.leader import Group
-from ranvier.cluster.message import Dispatch, Encode, FillOn, FillSlot
+from ranvier.cluster.message import Dispatch, Encode, FillOn, FillSlot, MessageFault
 from ranvier.core.adapter import AdapterWeights
 from ranvier.core.errors import DeviceError
 from ranvier.core.media import ImageItem
@@ -50,8 +50,11 @@ class BroadcastRunner:
         return result
 
     def encode(self, image: ImageItem, rows: list[int]) -> None:
-        """Encode a picture at every rank."""
-        self._group.broadcast(Encode(image, rows))
+        """Encode a picture at every rank. Raises DeviceError for one too large to be sent."""
+        try:
+            self._group.broadcast(Encode(image, rows))
+        except MessageFault as fault:
+            raise DeviceError(f"The picture can't be sent to other ranks: {fault}") from fault
         try:
             self._runner.encode(image, rows)
         except DeviceError as error:

@@ -59,10 +59,18 @@ class Member:
 
 
 class Group:
-    """The followers of one leader. `on_failure` is called once, from the thread that noticed."""
+    """The followers of one leader. `on_failure` is called once, from the thread that noticed.
+
+    `resolve_s`: how long to wait for a name service that does not know this host yet.
+    """
 
     def __init__(
-        self, place: Place, key: bytes, on_failure: Callable[[ClusterError], None]
+        self,
+        place: Place,
+        key: bytes,
+        on_failure: Callable[[ClusterError], None],
+        *,
+        resolve_s: float = 0.0,
     ) -> None:
         self.place = place
         self.members: dict[int, Member] = {}
@@ -73,7 +81,7 @@ class Group:
         self._is_closed = False
         self._joined: queue.SimpleQueue[Member] = queue.SimpleQueue()
         self._strangers = threading.Semaphore(STRANGERS_MAX)
-        self._listener = _listen(place)
+        self._listener = _listen(place, time.monotonic() + resolve_s)
         self.on_beat: Callable[[], None] | None = None
         """Called at every beat of the leader, from a thread of its own."""
         threading.Thread(target=self._watch, name="cluster watch", daemon=True).start()
@@ -257,17 +265,21 @@ class Group:
                     member.channel.try_send(beat)
 
 
-def _listen(place: Place) -> socket.socket:
+def _listen(place: Place, deadline_s: float) -> socket.socket:
     """The port that ranks connect to, on rank 0's address alone. Raises ConfigError."""
-    try:
-        found = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_STREAM)
-        family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=STRANGERS_MAX)
-    except OSError as error:
-        raise ConfigError(
-            f"Rank 0 cannot listen on {place.address}:{place.port}: {error.strerror or error}.",
-            hint="--master-addr must be an address of this machine; --master-port a free port.",
-        ) from None
+    while True:
+        try:
+            found = socket.getaddrinfo(place.address, place.port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = found[0]
+            return socket.create_server(address[:2], family=family, backlog=STRANGERS_MAX)
+        except OSError as error:
+            if isinstance(error, socket.gaierror) and time.monotonic() < deadline_s:
+                time.sleep(LIMITS.beat_s)
+                continue
+            raise ConfigError(
+                f"Rank 0 cannot listen on {place.address}:{place.port}: {error.strerror or error}.",
+                hint="--master-addr must be an address of this machine; --master-port a free port.",
+            ) from None
 
 
 def _hush(listener: socket.socket) -> None:

@@ -14,7 +14,7 @@ from ranvier.cli.serving.host import EngineHost
 from ranvier.cli.serving.order import EngineOrder, Share
 from ranvier.cluster.replicas import ReplicaClient
 from ranvier.cluster.router import Router
-from ranvier.core.errors import RanvierError
+from ranvier.core.errors import ClusterError, InternalError, RanvierError
 from ranvier.link.client import SocketClient
 from ranvier.link.message import Located, Phase, Ready
 
@@ -52,6 +52,10 @@ class Fleet:
                 if located.is_set():
                     connecting += [self._start(order, stall_s) for order in self._orders[1:]]
             ready, *_ = await asyncio.gather(*connecting)
+        except InternalError as error:
+            if self._is_rank:  # other ranks stop too, and a supervisor may start all again
+                raise ClusterError(error.message, hint=error.hint) from None
+            raise
         finally:
             for task in connecting:
                 task.cancel()

@@ -40,7 +40,7 @@ def lead(
         link.send(Failure.of(error))
         leave(error.exit_code)
 
-    group = Group(place, key, end)
+    group = Group(place, key, end, resolve_s=timeout_s)
     group.on_beat = lambda: link.send(Alive())
     group.gather(timeout_s)
 
@@ -69,7 +69,6 @@ def follow(
     try:
         follower = _join(place, key, facts, timeout_s)
         runner = load(follower.agree)
-        _outlive_one_signal()  # jax's distributed runtime takes the handler for itself
         follower.agree(READY, {})
         print(f"ranvier: rank {place.rank} of {place.count} is ready", file=sys.stderr, flush=True)
         follower.run(runner, flying_max)
