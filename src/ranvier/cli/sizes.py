@@ -11,7 +11,7 @@ from ranvier.build.buckets import resolve_ragged, resolve_unragged
 from ranvier.build.drafting import Source
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
-from ranvier.build.vision.encoders import resolve_vision, vision_state
+from ranvier.build.vision.encoders import vision_state
 from ranvier.cli.drafting import Drafting, with_drafts
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.options.settings import (
@@ -24,6 +24,7 @@ from ranvier.cli.options.settings import (
     say,
 )
 from ranvier.cli.options.speculative import read_speculative
+from ranvier.cli.pictures import of_pictures, vision_of
 from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
 from ranvier.core.buckets import BucketLimits, BucketSet
 from ranvier.core.errors import ConfigError, TargetError
@@ -50,8 +51,6 @@ LENGTH_DEFAULT = 4096
 BATCHED_DEFAULT = 1024
 REGION_GRANULE = 32
 FP8_SMALL_MAX = 240.0
-PICTURES_DEFAULT = 8
-"""Pictures of one prompt."""
 SHARE_DEFAULT = 0.9
 """Of all memory: what max_model_len=auto may fill."""
 
@@ -83,6 +82,7 @@ def plan_sizes(
 
     The memory of a target that is not this host is its own; it is not looked at here.
     """
+    spec = of_pictures(options, spec)
     target, memory = choose_target(options), host_memory()
     if options.tensor_parallel_size > 1 and not target.is_neuron:
         raise ConfigError(
@@ -94,7 +94,7 @@ def plan_sizes(
     sizes = _sizes(options, _length(options, spec), target)
     quantization = quantisation_of(options, checkpoint, sizes.dtype)
     stored = stored_bytes(checkpoint) if quantization != DENSE and sizes.kernels == "cpu" else None
-    sizes = _of_model(sizes, spec, quantization, drafting)
+    sizes = _of_model(options, sizes, spec, quantization, drafting)
     need = _need(spec, sizes, stored, drafting)
     if target.platform != "cpu":
         if share is not None:
@@ -105,7 +105,7 @@ def plan_sizes(
         length = largest_len(need, bound)
         if length == 0:
             check_fit(need, bound, "the share of memory for it")
-        sizes = _of_model(_sizes(options, length, target), spec, quantization, drafting)
+        sizes = _of_model(options, _sizes(options, length, target), spec, quantization, drafting)
         say(f"max_model_len is {length}, of the model's {spec.model_len_max}")
         need = _need(spec, sizes, stored, drafting)
     sizes = replace(sizes, block_count=_blocks(options, sizes, need, bound))
@@ -117,10 +117,14 @@ def plan_sizes(
 
 
 def _of_model(
-    sizes: Sizes, spec: DecoderSpec, quantization: str, drafting: Drafting | None
+    options: Options,
+    sizes: Sizes,
+    spec: DecoderSpec,
+    quantization: str,
+    drafting: Drafting | None,
 ) -> Sizes:
     """The sizes with what the files of the model and of its drafter decide."""
-    vision = resolve_vision(spec, sizes.max_model_len, PICTURES_DEFAULT)
+    vision = vision_of(options, spec, sizes.max_model_len)
     sizes = replace(sizes, quantization=quantization, vision=vision)
     if drafting is None:
         return sizes

@@ -107,6 +107,8 @@ class BucketRequest:
     contexts: Listed | None = None
     prefixes: Listed | None = None
     """Cached prefixes; each asks for a context of it and the longest prefill."""
+    pictures: Listed | None = None
+    """Of the encoder, in patches."""
     single: str = ""
     """The key that asks for one bucket an axis, or nothing."""
 

@@ -100,7 +100,8 @@ def test_contradictions_name_both(override, plain, message):
         (None, {"seq_len": True}, "positive integer"),
         (None, {"buckets": []}, "list of positive integers"),
         (None, {"buckets": [0]}, "list of positive integers"),
-        ({"vision_neuron_config": {"tp_size": 2}}, None, "vision encoders are not supported"),
+        ({"vision_neuron_config": {"dp_size": 2}}, None, "an encoder takes one picture at a time"),
+        ({"vision_neuron_config": {"num_vision_tokens_buckets": []}}, None, "list of positive"),
     ],
 )
 def test_wrong_input_is_named(additional, override, message):
@@ -189,3 +190,23 @@ def test_bottomless_nesting_is_refused():
         deep = {"lora_config": deep}
     fails("nested deeper", override=deep)
     fails("nested deeper", additional={"neuron_config": deep})
+
+
+@pytest.mark.parametrize("section", ["vision_neuron_config", "encoder_neuron_config"])
+def test_vision_buckets_are_the_encoders(section):
+    found = translate({section: {"num_vision_tokens_buckets": [4096, 1024]}}, None, {}, {})
+    assert found.buckets.pictures.sizes == (1024, 4096)
+    assert found.buckets.pictures.key == f"{section}.num_vision_tokens_buckets"
+
+
+@pytest.mark.parametrize(
+    ("additional", "override"),
+    [({"mm_language_model_only": True}, None), (None, {"skip_vision": True})],
+)
+def test_a_text_only_build_allows_no_pictures(additional, override):
+    assert translate(additional, override, {}, {}).options["limit_mm_per_prompt"] == {"image": 0}
+
+
+def test_a_build_with_its_encoder_says_nothing_of_pictures():
+    found = translate({"mm_language_model_only": False}, {"skip_vision": False}, {}, {})
+    assert "limit_mm_per_prompt" not in found.options

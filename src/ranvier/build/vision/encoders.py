@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,14 +12,17 @@ import jax.numpy as jnp
 from ranvier.core.errors import ConfigError
 from ranvier.core.media import VisionInfo
 from ranvier.core.program import ProgramShape, encoder_shapes
-from ranvier.models.spec import DecoderSpec
+from ranvier.models.spec import DecoderSpec, VisionSpec
 from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.vision.encoder import encode_features
 from ranvier.nn.vision.mllama import CrossKeys, MllamaEncoder, encode_cross
+from ranvier.nn.vision.patches import PatchEncoder
+from ranvier.nn.vision.tiles import TileEncoder
 from ranvier.runtime.encoder import PREFIX
 
 __all__ = [
-    "encoder_numbers", "encoder_programs", "is_seeing", "resolve_vision", "vision_state",
+    "encoder_numbers", "encoder_programs", "is_seeing", "resolve_vision", "units_of_patches",
+    "vision_state", "without_pictures",
 ]  # fmt: skip
 
 CACHED_PROMPTS = 2
@@ -65,6 +69,26 @@ def resolve_vision(
         rows=max(largest * CACHED_PICTURES, model_len_max), is_whole=vision.is_whole,
         has_rope_axes=bool(spec.rope_axes),
     )  # fmt: skip
+
+
+def without_pictures(spec: DecoderSpec) -> DecoderSpec:
+    """The text side alone; layers that attend to tiles are left out with the encoder."""
+    if spec.vision is None:
+        return spec
+    seeing = {array.name for array in spec.vision.arrays}
+    arrays = tuple(array for array in spec.arrays if array.name not in seeing)
+    return dataclasses.replace(spec, arrays=arrays, vision=None)
+
+
+def units_of_patches(vision: VisionSpec, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Buckets of the encoder's units that hold so many patches each, ascending."""
+    encoder = vision.encoder
+    if vision.cross_before:
+        return vision.units
+    if isinstance(encoder, TileEncoder):
+        return tuple(sorted({-(-size // encoder.patches) for size in sizes}))
+    merged = encoder.merge**2 if isinstance(encoder, PatchEncoder) else 1
+    return tuple(sorted({-(-size // merged) * merged for size in sizes}))
 
 
 def vision_state(

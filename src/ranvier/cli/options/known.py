@@ -133,7 +133,6 @@ KNOWN: dict[str, Known] = {
     "lora_extra_vocab_size": Known((), _LORA),
     "fully_sharded_loras": Known((), _LORA, True),
     "model_loader_extra_config": Known((), _OFFLOAD),
-    "limit_mm_per_prompt": Known((), _MEDIA),
     "mm_processor_kwargs": Known((), _MEDIA),
     "mm_processor_cache_gb": Known((), _MEDIA),
     "allowed_local_media_path": Known((), _MEDIA),

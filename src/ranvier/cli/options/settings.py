@@ -125,6 +125,8 @@ class Options:
     target's own."""
     async_scheduling: bool = False
     """Plan and launch the next step before the result of the last one is read."""
+    limit_mm_per_prompt: dict[str, Any] | None = None
+    """{"image": N}: pictures of one prompt, 8 by default; 0 leaves the encoder out of the build."""
     speculative_config: dict[str, Any] | None = None
     """How tokens are guessed ahead and verified (docs/speculation.md); default: not at all."""
     override_neuron_config: dict[str, Any] | None = None

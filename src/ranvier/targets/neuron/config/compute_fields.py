@@ -91,7 +91,13 @@ COMPILER: tuple[Field, ...] = (
 )
 
 DEBUG: tuple[Field, ...] = (
-    satisfied("skip_vision", "bool", False, "only the text part of a model is built"),
+    honoured(
+        "skip_vision",
+        "bool",
+        False,
+        "limit_mm_per_prompt",
+        "true builds the text part of a model alone",
+    ),
     refused("tensor_capture_config", "any", None, "capturing tensors is not supported"),
     refused("tensor_replacement_config", "any", None, "replacing tensors is not supported"),
     satisfied("layer_boundary_markers", "bool", False, "each stage of a program has a named scope"),

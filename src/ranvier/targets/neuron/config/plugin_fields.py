@@ -7,7 +7,7 @@ from ranvier.targets.neuron.config.field import Field, honoured, refused, satisf
 __all__ = ["PLUGIN", "PLUGIN_SAMPLING", "TOP_LEVEL", "VISION"]
 
 _PARALLEL = "parallelism of single components is not supported yet"
-_VISION = "vision encoders are not supported yet"
+_CACHE = "the buffer of features is sized by the encoder's buckets and max_model_len"
 
 PLUGIN: tuple[Field, ...] = (
     honoured(
@@ -54,15 +54,32 @@ PLUGIN_SAMPLING: tuple[Field, ...] = (
 )  # fmt: skip
 
 VISION: tuple[Field, ...] = (
-    refused("num_vision_tokens_buckets", "sizes", None, _VISION),
-    refused("vision_attention_block_size", "count", 2048, _VISION),
-    refused("max_vision_seq_len", "int", None, _VISION),
-    refused("tp_size", "count", 1, _VISION),
-    refused("dp_size", "count", 1, _VISION),
-    refused("encoder_cache_num_blocks", "int", None, _VISION),
-    refused("encoder_cache_min_hold_time_ms", "int", None, _VISION),
-)
+    honoured(
+        "num_vision_tokens_buckets", "sizes", None, "buckets",
+        "encode buckets, in patches; a model of tiles takes whole tiles",
+    ),
+    satisfied(
+        "vision_attention_block_size", "count", 2048,
+        "an encoder takes at most 256 queries at a time where a picture has over 1,024 patches",
+    ),
+    refused(
+        "max_vision_seq_len", "int", None, "the last of num_vision_tokens_buckets bounds a picture"
+    ),
+    satisfied(
+        "tp_size", "count", 1,
+        "an encoder's heads and MLP lie over the cores of the text side where they divide",
+    ),
+    refused("dp_size", "count", 1, "an encoder takes one picture at a time"),
+    refused("encoder_cache_num_blocks", "int", None, _CACHE),
+    refused("encoder_cache_min_hold_time_ms", "int", None, _CACHE),
+)  # fmt: skip
 
 TOP_LEVEL: tuple[Field, ...] = (
-    satisfied("mm_language_model_only", "bool", False, "only the text part of a model is built"),
+    honoured(
+        "mm_language_model_only",
+        "bool",
+        False,
+        "limit_mm_per_prompt",
+        "true builds the text part of a model alone",
+    ),
 )

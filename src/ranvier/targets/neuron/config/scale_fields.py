@@ -49,7 +49,7 @@ PARALLEL: tuple[Field, ...] = (
         "flash_decoding_enabled", "bool", False, "KV heads are not split along the sequence yet"
     ),
     satisfied("weight_gather_seq_len_threshold", "count", 32768, _SPLIT),
-    refused("enable_ve_data_parallel", "bool", False, "there is no vision encoder yet"),
+    refused("enable_ve_data_parallel", "bool", False, "an encoder takes one picture at a time"),
     satisfied("switch_cc", "bool", False, _SPLIT),
     satisfied("ep_dispatch_cc_option", "str", "AR_AG", _SPLIT),
 )  # fmt: skip

@@ -47,6 +47,7 @@ AXES: dict[str, tuple[str, ...]] = {
         f"{OVERRIDE}.buckets", "NEURON_TOKEN_GEN_BUCKETS",
     ),
     "prefixes": (f"{OVERRIDE}.prefix_buckets",),
+    "pictures": tuple(f"{name}.num_vision_tokens_buckets" for name in VISION),
 }  # fmt: skip
 """Keys that list the buckets of an axis, the first given one counts."""
 RIVALS = 2
@@ -76,9 +77,10 @@ def translate(
     for name, part in (("additional_config", additional), (OVERRIDE, override)):
         if is_deep(part):
             raise ConfigError(f"{name}: dictionaries are nested deeper than any section is.")
-    own, plugin, problems = _sections(additional or {}, override or {})
+    own, plugin, beside, problems = _sections(additional or {}, override or {})
     given, found = read_section("NeuronConfig", own, OVERRIDE)
     more, wrong = read_section("neuron_config", plugin, PLUGIN)
+    more += beside
     problems += found + wrong
     values = {g.field.name: g.value for g in given if g.section == "NeuronConfig"}
     problems += broken(RULES, values, effective(_typed(values), plain), OVERRIDE)
@@ -104,8 +106,8 @@ def translate(
 
 def _sections(
     additional: Mapping[str, Any], override: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], list[Problem]]:
-    """The merged NeuronConfig, the plug-in's section, and problems of the level above."""
+) -> tuple[dict[str, Any], dict[str, Any], list[Given], list[Problem]]:
+    """The merged NeuronConfig, the plug-in's section, what stands beside them, and problems."""
     top = merge({}, additional)
     problems = doubled(additional, "additional_config")
     parts: dict[str, Mapping[str, Any]] = {}
@@ -119,10 +121,12 @@ def _sections(
         problems.append(Problem(OVERRIDE, override, "must be a dictionary.", ""))
         override = {}
     problems += doubled(override, OVERRIDE)
-    problems += read_section("additional_config", top, "additional_config")[1]
+    beside, found = read_section("additional_config", top, "additional_config")
+    problems += found
     for name in VISION:
-        problems += read_section("vision_neuron_config", parts[name], name)[1]
-    return merge(parts[OVERRIDE], override), merge({}, parts[PLUGIN]), problems
+        more, found = read_section("vision_neuron_config", parts[name], name)
+        beside, problems = beside + more, problems + found
+    return merge(parts[OVERRIDE], override), merge({}, parts[PLUGIN]), beside, problems
 
 
 def _unfit_quantisation(values: Mapping[str, Any]) -> list[Problem]:
@@ -144,6 +148,8 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_option(given: Given) -> bool:
     own = ("buckets", "override_generation_config", "quantization")
+    if given.field.option == "limit_mm_per_prompt" and not given.value:
+        return False
     return given.field.status == "honoured" and given.field.option not in own
 
 
@@ -159,6 +165,8 @@ def _setting(given: Given) -> tuple[str, str, Any]:
         value = DTYPES.get(name, name)
     if given.field.option == "kv_cache_dtype":
         value = "fp8" if value else "auto"
+    if given.field.option == "limit_mm_per_prompt":
+        value = {"image": 0}
     if given.field.option == "target":
         value = f"neuron-{value.removeprefix('neuron-')}"
     return given.key, given.field.option, value

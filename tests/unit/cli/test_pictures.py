@@ -1,0 +1,62 @@
+"""The bounds of an encoder from options."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.parity.vision_cases import GOLDENS
+
+from ranvier.cli.options.settings import parse_options
+from ranvier.cli.pictures import of_pictures, picture_limit, vision_of
+from ranvier.core.errors import ConfigError
+from ranvier.models.table import resolve
+
+
+def spec_of(family):
+    return resolve(json.loads((GOLDENS / family / "config.json").read_text()))
+
+
+def test_a_limit_counts_pictures():
+    assert picture_limit(None) == 8
+    assert picture_limit({"image": 3, "video": 0}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image": -1}, r"integer in \[0, 64\], is -1"),
+        ({"image": 65}, "is 65"),
+        ({"image": "2"}, "is '2'"),
+        ({"image": True}, "is True"),
+        ({"video": 1}, "video is 1; only pictures"),
+        ({"imag": 1}, "imag is 1; only pictures"),
+    ],
+)
+def test_a_wrong_limit_is_named(given, message):
+    with pytest.raises(ConfigError, match=message):
+        picture_limit(given)
+
+
+@pytest.mark.parametrize("family", ["llava", "mllama", "qwen3_vl"])
+def test_no_pictures_leave_the_encoder_out(family):
+    options = parse_options({"model": "x", "limit_mm_per_prompt": {"image": 0}})
+    whole = spec_of(family)
+    spec = of_pictures(options, whole)
+    assert vision_of(options, spec, 256) is None
+    assert not any(a.name.startswith(("vision.", "cross_")) for a in spec.arrays)
+    assert spec.layers == whole.layers
+
+
+def test_listed_buckets_hold_whole_features_and_tiles():
+    listed = {"num_vision_tokens_buckets": [30, 101]}
+    options = parse_options({"model": "x", "additional_config": {"vision_neuron_config": listed}})
+    assert vision_of(options, spec_of("qwen2_vl"), 256).units == (32, 104)
+    assert vision_of(options, spec_of("idefics3"), 256).units == (2, 7)
+    assert vision_of(options, spec_of("mllama"), 256).units == (4,)
+
+
+def test_a_length_that_holds_no_picture_is_refused():
+    options = parse_options({"model": "x"})
+    with pytest.raises(ConfigError, match="holds no picture: the smallest takes 16 tokens"):
+        vision_of(options, spec_of("llava"), 15)
