@@ -50,7 +50,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
         file.write('{"start":1,"ids":[7')
     assert count_examples(path) == 2
     append_examples(path, [Example((8, 9), 1)])
-    assert [e.ids for e in read_examples(path, 2)] == [(1, 2), (4, 5), (8, 9)]
+    assert [list(e.ids) for e in read_examples(path, 2)] == [[1, 2], [4, 5], [8, 9]]
 
 
 class Echo:

@@ -27,13 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     course = parser.add_argument_group("the course")
     course.add_argument("--tokens", type=int, default=192, help="length of a row (192)")
-    course.add_argument("--epochs", type=int, default=8)
+    course.add_argument("--epochs", type=int, default=5, help="(5)")
     course.add_argument("--unroll", type=int, default=3, help="draft steps that are unrolled (3)")
     course.add_argument(
-        "--unroll-epochs", type=int, default=3, help="the last epochs, which unroll (3)"
+        "--unroll-epochs", type=int, default=2, help="the last epochs, which unroll (2)"
     )
-    course.add_argument("--batch-rows", type=int, default=4)
-    course.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
+    course.add_argument("--batch-rows", type=int, default=2, help="rows a step (2)")
+    course.add_argument(
+        "--rate", type=float, default=2e-3, help="the highest learning rate (0.002)"
+    )
     course.add_argument("--held-out", type=int, default=64, help="rows to measure on (64)")
     course.add_argument("--seed", type=int, default=0)
     parser.add_argument("--revision", help="of a hub model")
