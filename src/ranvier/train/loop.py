@@ -93,8 +93,10 @@ class Training:
         self.steps = course.steps(len(rows))
         self._frozen = jax.device_put(frozen)
         self._adam = Adam(course.rate, self.steps)
-        first = replace(objective, unroll=replace(objective.unroll, steps=1))
-        self._updates = [self._update(first), self._update(objective)]
+        first = whole = self._update(objective)
+        if objective.unroll.steps > 1:
+            first = self._update(replace(objective, unroll=replace(objective.unroll, steps=1)))
+        self._updates = first, whole
         self._measure = jax.jit(lambda params, frozen, batch: objective(params, frozen, batch)[1])
 
     def run(
