@@ -3,6 +3,8 @@
 
 #include "isa.h"
 #include "linear_call.h"
+#include "lora.h"
+#include "lora_call.h"
 
 namespace ranvier {
 namespace {
@@ -24,7 +26,8 @@ Kernel kernel() {
 }
 
 ffi::Error run(Any x, Any weight, Ints layer, Ints count, Floats norm, Floats bias, Floats residual,
-               Out out, int64_t outputs, float eps, int64_t gate) {
+               Ints slots, Any blob, Ints table, Out out, int64_t outputs, float eps, int64_t gate,
+               ffi::Span<const int64_t> parts) {
   const auto shape = weight.dimensions();
   Linear a{};
   a.is_weight_bf16 = weight.element_type() == ffi::DataType::BF16;
@@ -37,6 +40,9 @@ ffi::Error run(Any x, Any weight, Ints layer, Ints count, Floats norm, Floats bi
     return ffi::Error::InvalidArgument("linear: layer, count or sizes are out of range");
   const int64_t bytes = static_cast<int64_t>(weight.size_bytes()) / shape[0];
   a.weight = static_cast<const char*>(weight.untyped_data()) + layer.typed_data()[0] * bytes;
+  if (!plan_lora({slots, blob, table, parts}, layer.typed_data()[0], a) ||
+      (a.lora != nullptr && a.lora->is_bf16 != a.is_weight_bf16))
+    return ffi::Error::InvalidArgument("linear: an adapter's slot or table is out of range");
   if (a.rows > 0) kernel()(a);
   return ffi::Error::Success();
 }
@@ -54,8 +60,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ranvier_linear, ranvier::run,
                                   .Arg<ranvier::Floats>()
                                   .Arg<ranvier::Floats>()
                                   .Arg<ranvier::Floats>()
+                                  .Arg<ranvier::Ints>()
+                                  .Arg<ranvier::Any>()
+                                  .Arg<ranvier::Ints>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("outputs")
                                   .Attr<float>("eps")
-                                  .Attr<int64_t>("gate"));
+                                  .Attr<int64_t>("gate")
+                                  .Attr<xla::ffi::Span<const int64_t>>("parts"));
 #pragma GCC visibility pop

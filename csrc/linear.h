@@ -12,6 +12,8 @@ namespace ranvier {
 
 enum class Gate : int64_t { kNone = 0, kSilu = 1, kGeluTanh = 2 };
 
+struct Lora;
+
 struct Linear {
   int64_t rows, inputs, outputs;  // outputs: of the product, gate and up together
   int64_t depth;                  // inputs padded to a multiple of 32
@@ -20,6 +22,7 @@ struct Linear {
   const float* norm;       // [inputs] or null
   const float* bias;       // [outputs] or null
   const float* residual;   // [rows, outputs] or null
+  const Lora* lora;        // what adapters add to the product, or null
   void* out;               // [rows, outputs], gated [rows, outputs / 2]
   float eps;
   Gate gate;

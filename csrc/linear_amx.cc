@@ -108,6 +108,7 @@ void linear(const Linear& a) {
   } else {
     for (int64_t row = 0; row < a.rows; ++row) prepare(row);
   }
+  if (a.lora != nullptr) shrink(*a.lora, x, stride);
   const int64_t groups = group_count(a);
   const int64_t parts = a.rows >= kRowsPerThread * thread_count() ? thread_count() : 1;
   const int64_t step = (padded / (2 * kTile) + parts - 1) / parts * 2 * kTile;

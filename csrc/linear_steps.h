@@ -5,12 +5,14 @@
 #include <cstdlib>
 
 #include "linear.h"
+#include "lora_steps.h"
 #include "vec.h"
 
 namespace ranvier {
 namespace {
 
-// A buffer that only grows, one per thread; 64-byte aligned.
+// A buffer that only grows, one per thread and use; 64-byte aligned.
+template <int kUse = 0>
 inline void* scratch(int64_t bytes) {
   static thread_local void* data = nullptr;
   static thread_local int64_t size = 0;
@@ -54,6 +56,16 @@ inline void prepare_row(const Linear& a, int64_t row, T* out) {
   }
 }
 
+// A x of the adapters, for a kernel that has no rows in their dtype.
+template <typename T>
+void shrink_prepared(const Linear& a) {
+  T* const x = static_cast<T*>(scratch<1>(a.rows * a.depth * static_cast<int64_t>(sizeof(T))));
+  parallel_for(a.rows, [&](int64_t row) {
+    if (a.lora->group_of[row] >= 0) prepare_row(a, row, x + row * a.depth);
+  });
+  shrink(*a.lora, x, a.depth);
+}
+
 inline V16 activate(V16 x, Gate gate) {
   if (gate == Gate::kSilu) return x / (1.0f + exp16(-x));
   const V16 inner = 0.7978845608f * (x + 0.044715f * x * x * x);
@@ -73,18 +85,28 @@ inline V16 with_bias(const Linear& a, V16 v, int64_t output) {
   return v + load_some(a.bias + output, a.outputs - output);
 }
 
+inline void add_adapters(const Linear& a, int64_t row, int64_t group, V16& low, V16& high) {
+  const bool is_gated = a.gate != Gate::kNone;
+  if (a.lora->is_bf16) {
+    expand<uint16_t>(*a.lora, row, group, is_gated, low, high);
+  } else {
+    expand<float>(*a.lora, row, group, is_gated, low, high);
+  }
+}
+
 // Outputs `group * 32 ..` of one row from its 32 sums.
 inline void finish(const Linear& a, int64_t row, int64_t group, const float* sums) {
+  V16 both[2] = {load16(sums), load16(sums + 16)};
+  if (a.lora != nullptr) add_adapters(a, row, group, both[0], both[1]);
   if (a.gate != Gate::kNone) {
     const int64_t half = a.outputs / 2, at = group * 16;
-    const V16 gate = load16(sums), up = load16(sums + 16);
-    if (at < half) put(a, row * half + at, activate(gate, a.gate) * up, half - at);
+    if (at < half) put(a, row * half + at, activate(both[0], a.gate) * both[1], half - at);
     return;
   }
   for (int64_t part = 0; part < 2; ++part) {
     const int64_t output = group * kGroup + 16 * part, n = a.outputs - output;
     if (n <= 0) return;
-    V16 v = with_bias(a, load16(sums + 16 * part), output);
+    V16 v = with_bias(a, both[part], output);
     const int64_t at = row * a.outputs + output;
     if (a.residual != nullptr) v = v + load_some(a.residual + at, n);
     put(a, at, v, n);

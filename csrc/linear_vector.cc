@@ -6,10 +6,6 @@
 #include "linear_steps.h"
 #include "pool.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace ranvier {
 namespace {
 
@@ -19,8 +15,6 @@ constexpr int kRows = 12;  // 24 sums in 32 registers
 constexpr int kRows = 3;  // 12 registers of sums in 16: a value takes two
 #endif
 constexpr int kRowsOfStream = 3;
-constexpr int64_t kStreamAhead = 4096;  // bytes
-constexpr int64_t kLine = 64;
 
 // What to fetch while a block of rows is multiplied: `lines` lines of `at` an input step.
 struct Ahead {
@@ -32,28 +26,10 @@ inline void fetch(Ahead& ahead) {
   for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
 }
 
-inline void add_pair(V16& sum, const uint16_t* w, uint32_t pair) {
-#if defined(__AVX512BF16__)
-  const __m512i weights = _mm512_loadu_si512(w), inputs = _mm512_set1_epi32(pair);
-  sum = (V16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs);
-#else
-  U16 bits;
-  std::memcpy(&bits, w, sizeof bits);
-  const V16 even = reinterpret_cast<V16>(bits << 16);
-  const V16 odd = reinterpret_cast<V16>(bits & 0xffff0000u);
-  sum += even * from_bf16(static_cast<uint16_t>(pair));
-  sum += odd * from_bf16(static_cast<uint16_t>(pair >> 16));
-#endif
-}
-
 // Products of one input step of one tile.
 template <int R>
 inline void add_step(V16 (&acc)[R], const uint16_t* w, const uint16_t* x, int64_t depth) {
-  for (int r = 0; r < R; ++r) {
-    uint32_t pair;
-    std::memcpy(&pair, x + r * depth, 4);
-    add_pair(acc[r], w, pair);
-  }
+  for (int r = 0; r < R; ++r) add_product(acc[r], w, x + r * depth);
 }
 
 template <int R>
@@ -130,6 +106,7 @@ void linear_of(const Linear& a) {
   } else {
     for (int64_t row = 0; row < a.rows; ++row) prepare(row);
   }
+  if (a.lora != nullptr) shrink(*a.lora, x, a.depth);
   const T* const weight = static_cast<const T*>(a.weight);
   const int64_t blocks = (a.rows + kRows - 1) / kRows;
   const int64_t steps = a.depth * static_cast<int64_t>(sizeof(T)) / 4;

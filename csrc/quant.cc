@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "linear_call.h"
+#include "lora_call.h"
 
 namespace ranvier {
 namespace {
@@ -38,7 +39,8 @@ bool read_segments(const Ints& table, int64_t layer, int64_t depth, int64_t byte
 }
 
 ffi::Error run(Any x, Bytes blob, Ints table, Ints layer, Ints count, Floats norm, Floats bias,
-               Floats residual, Out out, int64_t outputs, float eps, int64_t gate) {
+               Floats residual, Ints slots, Any adapters, Ints places, Out out, int64_t outputs,
+               float eps, int64_t gate, ffi::Span<const int64_t> parts) {
   Quantised a{};
   a.outputs = outputs;
   a.eps = eps;
@@ -56,6 +58,8 @@ ffi::Error run(Any x, Bytes blob, Ints table, Ints layer, Ints count, Floats nor
   }
   if (outputs > kLanes * tiles || (gate != 0 && a.segment_count != 2))
     return ffi::Error::InvalidArgument("quantised linear: the table has other outputs");
+  if (!plan_lora({slots, adapters, places, parts}, layer.typed_data()[0], a))
+    return ffi::Error::InvalidArgument("quantised linear: an adapter's slot or table is out of range");
   if (a.rows > 0) RANVIER_CALL(quantised, a);
   return ffi::Error::Success();
 }
@@ -96,10 +100,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ranvier_quantised, ranvier::run,
                                   .Arg<ranvier::Floats>()
                                   .Arg<ranvier::Floats>()
                                   .Arg<ranvier::Floats>()
+                                  .Arg<ranvier::Ints>()
+                                  .Arg<ranvier::Any>()
+                                  .Arg<ranvier::Ints>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("outputs")
                                   .Attr<float>("eps")
-                                  .Attr<int64_t>("gate"));
+                                  .Attr<int64_t>("gate")
+                                  .Attr<xla::ffi::Span<const int64_t>>("parts"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ranvier_quantised_rows, ranvier::embed,
                               xla::ffi::Ffi::Bind()
                                   .Arg<ranvier::Ints>()

@@ -312,6 +312,13 @@ void quantised(const Quantised& a) {
   } else {
     for (int64_t row = 0; row < a.rows; ++row) prepare(row);
   }
+  if (a.lora != nullptr) {
+    if (a.lora->is_bf16) {
+      shrink_prepared<uint16_t>(a);
+    } else {
+      shrink_prepared<float>(a);
+    }
+  }
   parallel_for(group_count(a), [&](int64_t group) { run_group(a, rows, group); });
 }
 

@@ -56,7 +56,7 @@ def make_runner(kind, family="llama", open_draft=None):
         buckets=sizes.buckets, rows_max=2, block_tokens=32, block_count=9, model_len_max=LENGTH,
         vocab_size=spec.vocab_size, logprobs_max=2, edits_max=8,
     )  # fmt: skip
-    weights = [jnp.asarray(packed[name]) for name in sorted(packed)]
+    weights = {name: jnp.asarray(array) for name, array in packed.items()}
     loaded = {program.shape: _flat(program, sorted(packed), sorted(state)) for program in table}
     return DeviceRunner(info, loaded, weights, state, lambda: None)
 

@@ -10,21 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ranvier.build.adapters import adapter_fields
 from ranvier.build.drafting import draft_state, draft_weight_shapes, make_drafter
+from ranvier.build.lora.form import adapter_form, adapter_numbers, linear_parts
+from ranvier.build.lora.place import place_arguments, place_piece
 from ranvier.build.neuron.one_core import one_core
 from ranvier.build.neuron.shard import AXIS, across_cores, core_spec
 from ranvier.build.pack import weight_shapes
 from ranvier.build.vision.encoders import encoder_numbers, encoder_programs, is_seeing, vision_state
 from ranvier.core.buckets import BucketSet
 from ranvier.core.media import VisionInfo
-from ranvier.core.program import KvLayout, ProgramShape, program_shapes
+from ranvier.core.program import KvLayout, ProgramShape, place_shapes, program_shapes
 from ranvier.models.draft import DraftSpec
 from ranvier.models.spec import DecoderSpec, VisionSpec
 from ranvier.nn.decoder import Decoder, Shards
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear.pack import DTYPES
 from ranvier.nn.kernels.table import CacheShapes, select
+from ranvier.weights.lora.form import stack_shapes
 
 __all__ = ["Program", "Sizes", "cache_shapes", "model_numbers", "programs", "state_shapes"]
 
@@ -135,7 +137,7 @@ def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "layers": spec.layers,
         "state": state_shapes(own, sizes),
-        "adapters": adapter_fields(spec, sizes),
+        **adapter_numbers(spec, sizes),
         "end_token_ids": spec.end_token_ids,
         **encoder_numbers(spec, sizes.vision),
     }
@@ -154,6 +156,9 @@ def programs(
     shapes = arrays or _weight_shapes(spec, sizes)
     everything = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     weights = {name: value for name, value in everything.items() if not is_seeing(name)}
+    form = adapter_form(spec, sizes)
+    stacks = {} if form is None else stack_shapes(form)
+    weights |= {name: struct(shape, jnp.dtype(kind)) for name, (shape, kind) in stacks.items()}
     if cores > 1:
         weights["rank"] = struct((1,), jnp.int32)
     state = {
@@ -171,15 +176,21 @@ def programs(
             "edits": struct((shape.samples, sizes.edits_max, 3), jnp.int32),
             "allowed": struct((shape.samples, -(-vocab // 32)), jnp.int32),
         }
-        own = drafter if shape.lookahead else None
-        step = Decoder(spec, kernels, layout, sizes.logprobs_max, shards, kind, own).step
-        table.append(Program(shape, step, (weights, state, inputs), cores, spec.vision))
+        decoder = Decoder(
+            spec, kernels, layout, sizes.logprobs_max, shards, kind,
+            drafter if shape.lookahead else None, {} if form is None else linear_parts(form),
+        )  # fmt: skip
+        function, arguments = decoder.step, (weights, state, inputs)
+        table.append(Program(shape, function, arguments, cores, spec.vision))
     if spec.vision is not None and sizes.vision is not None:
         seeing = {name: value for name, value in everything.items() if is_seeing(name)}
         for shape, function, arguments in encoder_programs(
             spec, sizes.vision, kernels, seeing, state, shards.sum if shards else None
         ):
             table.append(Program(shape, function, arguments, cores, spec.vision))
+    if form is not None:
+        for shape in place_shapes(form.slots):
+            table.append(Program(shape, place_piece, place_arguments(form)))
     return table
 
 

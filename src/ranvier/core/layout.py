@@ -70,6 +70,7 @@ class MetaLayout:
             "target_ids": samples,
             "edit_counts": samples,
             "flags": samples,
+            "slots": rows,
         }
         sizes.update(dict.fromkeys(FLOAT_FIELDS, samples))
         if self.lookahead:

@@ -14,11 +14,11 @@ from ranvier.core.layout import MetaLayout
 from ranvier.core.media import VisionInfo
 
 __all__ = [
-    "Family", "KvLayout", "ProgramShape", "decode_shape", "encoder_shapes", "prefill_shape",
-    "program_shapes", "step_shape",
+    "Family", "KvLayout", "ProgramShape", "decode_shape", "encoder_shapes", "place_shapes",
+    "prefill_shape", "program_shapes", "step_shape",
 ]  # fmt: skip
 
-Family = Literal["step", "prefill", "decode", "patches", "tiles"]
+Family = Literal["step", "prefill", "decode", "patches", "tiles", "place"]
 KvLayout = Literal["block", "contiguous"]
 
 
@@ -29,7 +29,7 @@ class ProgramShape:
     "step": up to `tokens` tokens of any mix of sequences; "prefill": a chunk of one sequence;
     "decode": one token and `draft` drafts each of `rows` sequences; "patches" and "tiles": one
     picture of up to `tokens` of them, which is encoded. `rows` bounds the sequences, `samples` the
-    rows of logits (0: as `rows`).
+    rows of logits (0: as `rows`). "place" moves a piece of an adapter into a slot.
     `context` bounds the tokens of a sequence after the step; 0: the model's length bounds them.
     `lookahead` > 0: its drafter takes the tokens in, after up to so many drafts a sequence are
     verified, and drafts `draft` new ones.
@@ -46,6 +46,8 @@ class ProgramShape:
     @property
     def name(self) -> str:
         """The name in profiles, messages and file names: step.t8.k4, decode.r4.c512, encode.n4."""
+        if self.family == "place":
+            return "adapter.place"
         if self.family in ("patches", "tiles"):
             return f"encode.{'p' if self.family == 'patches' else 'n'}{self.tokens}"
         size = f"r{self.rows}" if self.family == "decode" else f"t{self.tokens}"
@@ -105,6 +107,11 @@ def program_shapes(buckets: BucketSet, rows_max: int) -> tuple[ProgramShape, ...
 def encoder_shapes(vision: VisionInfo | None) -> tuple[ProgramShape, ...]:
     """The programs that encode pictures, ascending; none where a model sees none."""
     return tuple(ProgramShape(vision.unit, units, 1) for units in vision.units) if vision else ()
+
+
+def place_shapes(adapter_slots: int) -> tuple[ProgramShape, ...]:
+    """The program that fills slots of adapters; none where there are no slots."""
+    return (ProgramShape("place", 0, 0),) if adapter_slots else ()
 
 
 def _verified(buckets: BucketSet) -> int:

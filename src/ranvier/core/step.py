@@ -234,7 +234,7 @@ class Runner(Protocol):
 
         Every step that names the slot must be collected before the first `next`, and until the
         iterator is exhausted no plan may name it. Other slots are served between the pieces.
-        Raises DeviceError.
+        Raises DeviceError; StateLost when all slots are empty now.
         """
         ...
 

@@ -8,7 +8,7 @@ layers and nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from ranvier.nn import rope
 from ranvier.nn.draft import Drafter, verify
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
+from ranvier.nn.kernels.lora import LoraPart, lora_of
 from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.vision.cross import CrossLayers
 from ranvier.nn.vision.text import Seen, look
@@ -96,7 +97,7 @@ class Decoder:
     """One program's static parts: the model's numbers, the target's kernels, the bucket's layout.
 
     `top_count` is K, the top log-probabilities that the program returns. `dtype` is that of the
-    activations, None: the cache's.
+    activations, None: the cache's. `adapters`: the parts of each linear that adapters may change.
     """
 
     spec: DecoderNumbers
@@ -106,6 +107,7 @@ class Decoder:
     shards: Shards | None = None
     dtype: Any = None
     drafter: Drafter | None = None
+    adapters: Mapping[str, tuple[LoraPart, ...]] = field(default_factory=dict)
 
     def step(self, weights: Weights, state: State, inputs: State) -> tuple[State, Array]:
         """Run up to layout.tokens tokens and sample up to layout.samples rows.
@@ -206,12 +208,13 @@ class Decoder:
         pictures add on the way.
         """
         cos_sin, seen = self._angles(weights, meta), seen or Seen()
+        slots_T = self._slots(meta) if self.adapters else None
 
         def body(
             carry: tuple[Array, Array, Array], layer: Array
         ) -> tuple[tuple[Array, Array, Array], None]:
             x_TD, k, v = carry
-            at = _At(weights, layer[None], meta)
+            at = _At(weights, layer[None], meta, slots_T)
             out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)
             x_TD = self._add(at, "o", x_TD, out_TO)
             x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, self.dtype or k.dtype))
@@ -276,7 +279,16 @@ class Decoder:
     def _linear(self, at: _At, name: str, x: Array, **options: Any) -> Array:
         """One linear of the layer: where everything that changes all of them belongs."""
         weight = weight_of(at.weights, name)
+        if name in self.adapters:
+            assert at.slots_T is not None
+            options["lora"] = lora_of(at.weights, name, at.slots_T, self.adapters[name])
         return self.kernels.linear(x, weight, at.layer, at.count, **options)
+
+    def _slots(self, meta: Array) -> Array:
+        """Each token's slot of an adapter: that of its sequence."""
+        owners_T, slots_S = (meta[self.layout.slices[name]] for name in ("token_seq", "slots"))
+        slots_T: Array = slots_S.at[owners_T].get(mode="promise_in_bounds")
+        return slots_T
 
     def _add(self, at: _At, name: str, x_TD: Array, inner: Array) -> Array:
         """Project back into the residual stream, through a norm where the family has one."""
@@ -300,11 +312,12 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _At:
-    """Where the scan is: the whole weights, the layer's index [1], the step's metadata."""
+    """Where the scan is: the whole weights, the layer's index [1], the step's metadata, slots."""
 
     weights: Weights
     layer: Array
     meta: Array
+    slots_T: Array | None
 
     @property
     def count(self) -> Array:

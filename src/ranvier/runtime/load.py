@@ -18,9 +18,10 @@ from ranvier.artifact.manifest import ArrayEntry, Manifest
 from ranvier.artifact.read import check_files, read_manifest
 from ranvier.core.buckets import BucketLimits, prove_coverage
 from ranvier.core.errors import ArtifactError, ConfigError, DamagedArtifact
-from ranvier.core.program import encoder_shapes, program_shapes
+from ranvier.core.program import encoder_shapes, place_shapes, program_shapes
 from ranvier.core.step import RunnerInfo
 from ranvier.native import library
+from ranvier.runtime.adapters import AdapterSlots
 from ranvier.runtime.compat import LoadedProgram, deserialize
 from ranvier.runtime.device import open_device
 from ranvier.runtime.encoder import PREFIX, PictureEncoder
@@ -73,10 +74,14 @@ def load_runner(
         weights, seeing = _weights(folder, manifest)
     with _timed(phases, "allocate cache"):
         state = _state(manifest)
+        slots = None
+        for place in place_shapes(info.adapter_slots):
+            stacks = manifest.model["adapter_stacks"]
+            slots = AdapterSlots(stacks, source.load(place.name, device))
     encoder = None
     if info.vision is not None:
         encoder = PictureEncoder(info.vision, manifest.model["encoder"], encoders, seeing)
-    runner = DeviceRunner(info, programs, weights, state, in_use.close, encoder)
+    runner = DeviceRunner(info, programs, weights, state, in_use.close, encoder, slots)
     with _timed(phases, "warm programs"):
         runner.warm()
     return runner
@@ -150,6 +155,7 @@ class _Binaries:
         """Raise ArtifactError unless every program has one."""
         key = self._manifest.key
         shapes = program_shapes(key.buckets, key.max_num_seqs) + encoder_shapes(key.vision)
+        shapes += place_shapes(key.adapter_slots)
         names = [shape.name for shape in shapes]
         absent = [name for name in names if not self._has(name)]
         if absent:
@@ -191,14 +197,14 @@ def _array(path: Path, entry: ArrayEntry) -> jax.Array:
     return array
 
 
-def _weights(folder: Path, manifest: Manifest) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The weights of steps, and those of encode programs, each by name."""
+def _weights(folder: Path, manifest: Manifest) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+    """The weights of steps by name, and those of encode programs in their order."""
     arrays = [
         (name, _array(folder / "weights.bin", entry))
         for name, entry in sorted(manifest.arrays.items())
     ]
     return (
-        [array for name, array in arrays if not name.startswith(PREFIX)],
+        {name: array for name, array in arrays if not name.startswith(PREFIX)},
         [array for name, array in arrays if name.startswith(PREFIX)],
     )
 

@@ -19,6 +19,7 @@ from ranvier.core.layout import FLOAT_FIELDS, OUTPUT_HEAD, SEEN_BIT, MetaLayout
 from ranvier.core.media import ImageItem
 from ranvier.core.program import ProgramShape
 from ranvier.core.step import LogitEdits, RunnerInfo, Sample, StepPlan, StepResult
+from ranvier.runtime.adapters import AdapterSlots
 from ranvier.runtime.compat import LoadedProgram
 from ranvier.runtime.encoder import PictureEncoder
 from ranvier.runtime.media_fields import pack_media
@@ -48,15 +49,18 @@ class DeviceRunner:
         self,
         info: RunnerInfo,
         programs: dict[ProgramShape, LoadedProgram],
-        weights: list[jax.Array],
+        weights: dict[str, jax.Array],
         state: dict[str, jax.Array],
         release: Callable[[], None],
         encoder: PictureEncoder | None = None,
+        slots: AdapterSlots | None = None,
     ) -> None:
         self._info = info
         self._programs = programs
         self._buffers = {shape: _Buffers(shape, info) for shape in programs}
-        self._weights = weights
+        self._slots = slots
+        self._fixed = weights
+        self._gather()
         self._release = release
         self._names = sorted(state)
         self._state = [state[name] for name in self._names]
@@ -131,8 +135,20 @@ class DeviceRunner:
             self._state[at] = array
 
     def place_adapter(self, slot: int, adapter: AdapterWeights | None) -> Iterator[None]:
-        """Move an adapter into a slot, a piece a `next`. Raises DeviceError."""
-        raise DeviceError(f"This artifact has no slot {slot} for adapters.")
+        """Move an adapter into a slot, a piece a `next`. Raises DeviceError, StateLost."""
+        if self._slots is None or not 0 < slot <= self._info.adapter_slots:
+            raise DeviceError(f"This artifact has no slot {slot} for adapters.")
+        try:
+            for _ in self._slots.place(slot, adapter):
+                self._gather()
+                yield
+        finally:
+            self._gather()
+
+    def _gather(self) -> None:
+        """The arguments of a step that are not its state: weights and adapters, by name."""
+        arrays = self._fixed | (self._slots.arrays if self._slots else {})
+        self._weights = [arrays[name] for name in sorted(arrays)]
 
     def warm(self) -> None:
         """Run every program once on nothing."""
@@ -140,11 +156,15 @@ class DeviceRunner:
             self.collect(self.dispatch(StepPlan(shape, [], [])))
         if self._encoder is not None:
             self._encode(self._encoder.warm)
+        if self._slots is not None:
+            self._slots.warm()
+            self._gather()
 
     def close(self) -> None:
         """Drop the device's memory and let go of the artifact."""
         self._release()
         self._weights, self._state, self._programs = [], [], {}
+        self._fixed, self._slots = {}, None
 
     def _renew(self) -> None:
         """Zeros instead of a state that a failed step has consumed or left unreadable."""
@@ -191,6 +211,7 @@ def _pack(plan: StepPlan, layout: MetaLayout) -> NDArray[np.int32]:
         owners[done:stop] = i
         blocks = chunk.block_ids[: layout.blocks]
         tables[i, : len(blocks)] = blocks
+        meta[at["slots"].start + i] = chunk.slot
         meta[at["context_lens"].start + i] = chunk.start + count
         starts[i] = done
         if chunk.from_previous >= 0:

@@ -49,9 +49,14 @@ class AdapterModule:
     start: int
 
     @property
+    def lane(self) -> int:
+        """Where it begins within a tile of 16 outputs; gate and up have tiles of their own."""
+        return 0 if self.linear == "gate_up" else self.start % LANES
+
+    @property
     def tiles(self) -> int:
         """Tiles of 16 outputs of the fused linear that it touches."""
-        return -(-(self.start + self.outputs) // LANES) - self.start // LANES
+        return -(-(self.lane + self.outputs) // LANES)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,6 @@ def _put_b(out: NDArray[Any], b: NDArray[np.float32], module: AdapterModule, lin
     """[O, r] to the fused linear's tiles of 16 outputs: [tiles, r/line, 16, line]."""
     outputs, rank = b.shape
     wide = np.zeros((module.tiles * LANES, rank_padded(rank)), out.dtype)
-    first = module.start % LANES
-    wide[first : first + outputs, :rank] = b
+    wide[module.lane : module.lane + outputs, :rank] = b
     tiles = wide.reshape(-1, LANES, wide.shape[1] // line, line).transpose(0, 2, 1, 3)
     out[: tiles.size].reshape(tiles.shape)[...] = tiles

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from ranvier.nn.kernels.linear import Quantised, Weight
+from ranvier.nn.kernels.lora import Lora
 
 __all__ = ["linear"]
 
@@ -28,12 +29,14 @@ def linear(
     residual: Array | None = None,
     gated: str | None = None,
     out_dtype: Any = jnp.float32,
+    lora: Lora | None = None,
 ) -> Array:
     """As the reference; the first count[0] rows of the result are defined.
 
     Shapes: weight as linear/pack.py packs it, its outputs padded to 32, or Quantised; result as the
     reference.
-    Cost: reads the layer's weight once; nothing is copied, and what is quantised stays so.
+    Cost: reads the layer's weight once, and the A and B of each adapter that a row has; nothing is
+    copied, and what is quantised stays so.
     """
     none = jnp.zeros((0, 0), jnp.float32)
     width = outputs // 2 if gated else outputs
@@ -50,8 +53,26 @@ def linear(
         none if norm is None else norm[0],
         none if bias is None else bias,
         none if residual is None else residual,
+        *_adapters(lora),
         outputs=np.int64(outputs),
         eps=np.float32(0.0 if norm is None else norm[1]),
         gate=np.int64(GATES[gated]),
+        parts=np.asarray(_places(lora), np.int64),
     )
     return out
+
+
+def _adapters(lora: Lora | None) -> tuple[Array, Array, Array]:
+    if lora is not None:
+        return lora.slots_T, lora.a, lora.b
+    none = jnp.zeros((0,), jnp.int32)
+    return none, none, none
+
+
+def _places(lora: Lora | None) -> list[int]:
+    """The first part's row of the table, then each part's first output and their number."""
+    if lora is None:
+        return [0]
+    assert [part.index - lora.parts[0].index for part in lora.parts] == list(range(len(lora.parts)))
+    ranges = [number for part in lora.parts for number in (part.start, part.outputs)]
+    return [lora.parts[0].index, *ranges]

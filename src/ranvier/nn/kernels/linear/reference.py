@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ranvier.nn.kernels.lora import Lora
+from ranvier.nn.kernels.lora.reference import delta
 from ranvier.nn.kernels.norm.reference import normalise
 
 __all__ = ["linear"]
@@ -28,12 +30,13 @@ def linear(
     residual: Array | None = None,
     gated: str | None = None,
     out_dtype: Any = jnp.float32,
+    lora: Lora | None = None,
 ) -> Array:
     """Multiply rows by `weight[layer]`, with the steps around it fused by XLA.
 
     Shapes: x [T, I], weight [L, I, O]; result [T, outputs], or half of it when gated;
     outputs = O. `norm` is (w [L, I] f32, eps); `bias` [L, O] f32; `residual` [T, O] f32, then the
-    result is f32.
+    result is f32. What adapters add comes before the activation.
     """
     del count
     assert outputs == weight.shape[2], f"{outputs} outputs of {weight.shape}"
@@ -41,7 +44,10 @@ def linear(
     if norm is not None:
         x_TI = normalise(x_TI, _row(norm[0], layer), norm[1])
     w_IO = _row(weight, layer)
-    y_TO = lax.dot(x_TI.astype(w_IO.dtype), w_IO, preferred_element_type=jnp.float32)
+    x_TI = x_TI.astype(w_IO.dtype)
+    y_TO = lax.dot(x_TI, w_IO, preferred_element_type=jnp.float32)
+    if lora is not None:
+        y_TO = y_TO + delta(x_TI, lora, layer, outputs)
     if bias is not None:
         y_TO = y_TO + _row(bias, layer)[None, :]
     if gated is not None:

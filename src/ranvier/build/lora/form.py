@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ranvier.core.errors import ConfigError
 from ranvier.models.spec import ArraySpec, DecoderSpec
-from ranvier.weights.lora.form import AdapterForm, AdapterModule
+from ranvier.nn.kernels.lora import LoraPart
+from ranvier.weights.lora.form import AdapterForm, AdapterModule, stack_shapes
 
 if TYPE_CHECKING:
     from ranvier.build.programs import Sizes
 
-__all__ = ["adapter_fields", "adapter_form", "linear_modules"]
+__all__ = ["adapter_form", "adapter_numbers", "linear_modules", "linear_parts", "linear_shapes"]
 
 LINEARS = ("qkv", "o", "gate_up", "down")
 """The fused linears that adapters may change."""
@@ -22,6 +23,11 @@ def adapter_form(spec: DecoderSpec, sizes: Sizes) -> AdapterForm | None:
     """What fits the slots of a build; None: it has none. Raises ConfigError: no such module."""
     if not sizes.adapter_slots:
         return None
+    if sizes.tensor_parallel > 1:
+        raise ConfigError(
+            f"enable_lora with tensor_parallel_size={sizes.tensor_parallel}: adapters run on one "
+            "device only yet."
+        )
     modules, wanted = linear_modules(spec), sizes.adapter_modules
     names = [module.name.rsplit(".", 1)[-1] for module in modules]
     unknown = [name for name in wanted if name not in names]
@@ -41,16 +47,36 @@ def adapter_form(spec: DecoderSpec, sizes: Sizes) -> AdapterForm | None:
     )
 
 
-def adapter_fields(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any] | None:
-    """The form as the manifest has it."""
+def adapter_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
+    """The form and its arrays on the device, as the manifest's `model` has them."""
     form = adapter_form(spec, sizes)
-    return None if form is None else asdict(form)
+    if form is None:
+        return {}
+    return {"adapters": asdict(form), "adapter_stacks": stack_shapes(form)}
+
+
+def linear_parts(form: AdapterForm) -> dict[str, tuple[LoraPart, ...]]:
+    """The parts of each fused linear, as the kernels take them."""
+    parts: dict[str, tuple[LoraPart, ...]] = {}
+    for index, module in enumerate(form.modules):
+        part = LoraPart(index, module.start, module.outputs)
+        parts[module.linear] = (*parts.get(module.linear, ()), part)
+    return parts
 
 
 def linear_modules(spec: DecoderSpec) -> tuple[AdapterModule, ...]:
     """Every linear of a layer that adapters may change, by its name in the checkpoint."""
     arrays = [array for array in spec.arrays if array.name in LINEARS]
     return tuple(module for array in arrays for module in _modules(spec, array))
+
+
+def linear_shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of each of them in every layer, by its whole name."""
+    return {
+        module.name.format(layer): (module.outputs, module.inputs)
+        for module in linear_modules(spec)
+        for layer in range(spec.layers)
+    }
 
 
 def _modules(spec: DecoderSpec, array: ArraySpec) -> list[AdapterModule]:

@@ -1,0 +1,42 @@
+"""adapter.place: the program that moves one piece of an adapter into a slot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ranvier.weights.lora.form import TABLE, AdapterForm, stack_shapes
+
+__all__ = ["place_arguments", "place_piece"]
+
+
+def place_piece(
+    weights: dict[str, Array], stacks: dict[str, Array], inputs: dict[str, Array]
+) -> dict[str, Array]:
+    """Put a piece of every stack at (slot, piece) = inputs["at"] int32 [2].
+
+    Shapes: a stack [S, P, ...] takes a piece [...] of its name. Donates: stacks.
+    Cost: writes the pieces; nothing else of a stack is touched.
+    """
+    del weights
+    at = inputs["at"]
+    placed = {}
+    for name, stack in stacks.items():
+        piece = inputs[name][None, None]
+        start = [at[0], at[1], *([jnp.int32(0)] * (stack.ndim - 2))]
+        placed[name] = lax.dynamic_update_slice(stack, piece, start)
+    return placed
+
+
+def place_arguments(form: AdapterForm) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Abstract arguments of place_piece; the table is small and goes over as a whole."""
+    struct: Any = jax.ShapeDtypeStruct
+    stacks, inputs = {}, {"at": struct((2,), jnp.int32)}
+    for name, (shape, kind) in stack_shapes(form).items():
+        if name != TABLE:
+            stacks[name] = struct(shape, jnp.dtype(kind))
+            inputs[name] = struct(shape[2:], jnp.dtype(kind))
+    return {}, stacks, inputs
