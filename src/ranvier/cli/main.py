@@ -32,6 +32,9 @@ COMMANDS = (
     Command("collect-env", "ranvier.cli.commands.collect_env", "versions for a bug report"),
     Command("quantize", "ranvier.cli.commands.quantize", "write a quantised model as a folder"),
     Command(
+        "merge-lora", "ranvier.cli.commands.merge_lora", "write a model and its adapter as one"
+    ),
+    Command(
         "train-eagle", "ranvier.cli.commands.train_eagle", "train a draft head on this machine"
     ),
     Command(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +10,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ranvier.core.errors import CheckpointError, ConfigError
+from ranvier.core.errors import CheckpointError
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.quantise.scheme import Scheme
 from ranvier.weights.quantise.selection import is_layer_linear, module_of
 from ranvier.weights.quantised import QuantTensor
-from ranvier.weights.safetensors_write import save_shards
+from ranvier.weights.safetensors_write import save_model
 
 __all__ = ["quantization_config", "write_folder"]
 
@@ -37,26 +34,14 @@ def write_folder(
     `made` gives the quantised tensors and dense ones that changed; all others are copied. Dense
     ones are written in the model's dtype.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output}: exists and is not an empty folder.")
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        config = dict(checkpoint.config)
-        dtype = config.get("dtype", config.get("torch_dtype")) or "bfloat16"
-        if dtype not in DTYPES:
-            raise CheckpointError(f"config.json: dtype {dtype!r} is not supported.")
-        config |= {"dtype": dtype, "torch_dtype": dtype}
-        config["quantization_config"] = quantization_config(checkpoint, schemes)
-        size = save_shards(part, _tensors(checkpoint, schemes, made, DTYPES[dtype]))
-        _write_text(part, checkpoint, config)
-        if output.is_dir():
-            output.rmdir()
-        os.replace(part, output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return size
+    config = dict(checkpoint.config)
+    dtype = config.get("dtype", config.get("torch_dtype")) or "bfloat16"
+    if dtype not in DTYPES:
+        raise CheckpointError(f"config.json: dtype {dtype!r} is not supported.")
+    config |= {"dtype": dtype, "torch_dtype": dtype}
+    config["quantization_config"] = quantization_config(checkpoint, schemes)
+    tensors = _tensors(checkpoint, schemes, made, DTYPES[dtype])
+    return save_model(output, checkpoint, config, tensors)
 
 
 def quantization_config(checkpoint: Checkpoint, schemes: dict[str, Scheme]) -> dict[str, Any]:
@@ -151,17 +136,3 @@ def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     shifts = np.arange(count, dtype=np.uint32) * np.uint32(bits)
     words: NDArray[np.uint32] = np.bitwise_or.reduce(wide << shifts, -1)
     return np.asarray(words.view(np.int32))
-
-
-def _write_text(folder: Path, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """Config, tokenizer and generation files."""
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", **checkpoint.tokenizer_config}
-    generation = {k: v for k, v in checkpoint.generation_config.items() if v is not None}
-    files = {
-        "config.json": json.dumps(config, indent=2),
-        "tokenizer.json": checkpoint.tokenizer_json(),
-        "tokenizer_config.json": json.dumps(tokenizer, indent=2, ensure_ascii=False),
-        "generation_config.json": json.dumps(generation, indent=2),
-    }
-    for name, text in files.items():
-        (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write safetensors files, and whole models as shards with their index.
+"""Write safetensors files, and whole models as Hugging Face folders.
 
 numpy only: the base install has no safetensors package. The tests read the files with it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ranvier.core.errors import ConfigError
+from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.safetensors import DTYPES
 
-__all__ = ["save_safetensors", "save_shards"]
+__all__ = ["save_model", "save_safetensors", "save_shards"]
 
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 2 * 2**30
@@ -75,3 +78,43 @@ def save_shards(
     index = {"metadata": {"total_size": total}, "weight_map": table}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return total
+
+
+def save_model(
+    output: Path,
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    tensors: Iterable[tuple[str, NDArray[Any]]],
+) -> int:
+    """Write a model's folder, whole or not at all, with the text side of another.
+
+    The bytes of its tensors. Raises ConfigError: something is there already.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output}: exists and is not an empty folder.")
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        size = save_shards(part, tensors)
+        _write_text(part, checkpoint, config)
+        if output.is_dir():
+            output.rmdir()
+        os.replace(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return size
+
+
+def _write_text(folder: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Config, tokenizer and generation files."""
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", **checkpoint.tokenizer_config}
+    generation = {k: v for k, v in checkpoint.generation_config.items() if v is not None}
+    files = {
+        "config.json": json.dumps(config, indent=2),
+        "tokenizer.json": checkpoint.tokenizer_json(),
+        "tokenizer_config.json": json.dumps(tokenizer, indent=2, ensure_ascii=False),
+        "generation_config.json": json.dumps(generation, indent=2),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
