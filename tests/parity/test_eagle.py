@@ -184,7 +184,17 @@ def _far_layer(tensors, config):
     config["eagle_aux_hidden_state_layer_ids"] = [1, 2, 9]
 
 
+def _last_only(tensors, config):
+    config["eagle_config"] = {"use_aux_hidden_state": False}
+
+
+def _normed_output(tensors, config):
+    config["norm_output"] = True
+
+
 WRONG = {
+    _last_only: "use_aux_hidden_state=false",
+    _normed_output: "norm_output=true is not supported",
     _wide: "fc.weight is (64, 240), must be (64, 192)",
     _other_vocabulary: "embed_tokens.weight is (96, 64), must be (160, 64)",
     _no_map: "d2t is missing, must be (100,)",
@@ -204,7 +214,7 @@ def test_what_does_not_fit_is_an_error_that_names_both_sides(edit, tmp_path):
         opened("eagle3", folder)
     assert WRONG[edit] in raised.value.message
     assert "eagle3" in raised.value.message
-    if edit not in (_deep, _parallel):
+    if edit not in (_deep, _parallel, _last_only, _normed_output):
         assert "llama" in raised.value.message
 
 

@@ -50,7 +50,6 @@ class EagleSpec:
     target_vocab: int
     norm_before_residual: bool = False
     has_input_norm: bool = False
-    has_fc: bool = True
     has_fc_bias: bool = False
     has_embed: bool = False
     has_head: bool = False
@@ -103,7 +102,6 @@ def resolve_eagle(
             config.get("norm_before_residual", "speculators_model_type" in fields)
         ),
         has_input_norm=method == "eagle" and f"{LAYER}input_layernorm.weight" in shapes,
-        has_fc="fc.weight" in shapes,
         has_fc_bias="fc.bias" in shapes,
         has_embed="embed_tokens.weight" in shapes,
         has_head="lm_head.weight" in shapes,
@@ -141,8 +139,7 @@ def eagle_arrays(spec: EagleSpec) -> tuple[ArraySpec, ...]:
         linear("down", hidden, own.intermediate, *layer("mlp.down_proj.weight")),
         plain("mlp_norm", hidden, *layer("post_attention_layernorm.weight")),
     ]  # fmt: skip
-    if spec.has_fc:
-        arrays.append(linear("fc", hidden, fc_inputs, "fc.weight"))
+    arrays.append(linear("fc", hidden, fc_inputs, "fc.weight"))
     if spec.has_fc_bias:
         arrays.append(plain("fc_bias", hidden, "fc.bias"))
     if spec.has_input_norm or spec.is_eagle3:
@@ -217,7 +214,9 @@ def _taps(config: Config, target: DecoderSpec, names: tuple[str, str]) -> tuple[
     found = config.get("eagle_aux_hidden_state_layer_ids", default_taps(target.layers))
     is_list = isinstance(found, (list, tuple)) and all(type(i) is int for i in found)
     if config.get("use_aux_hidden_state", True) is False:
-        found = [target.layers]
+        raise CheckpointError(
+            f"{names[0]}: config.json: use_aux_hidden_state=false: not supported."
+        )
     if not is_list or not found or sorted(set(found)) != list(found):
         raise CheckpointError(
             f"{names[0]}: config.json: eagle_aux_hidden_state_layer_ids is {found!r}, must be "

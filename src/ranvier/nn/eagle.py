@@ -43,8 +43,6 @@ class EagleNumbers(Protocol):
     @property
     def has_input_norm(self) -> bool: ...
     @property
-    def has_fc(self) -> bool: ...
-    @property
     def has_fc_bias(self) -> bool: ...
     @property
     def has_embed(self) -> bool: ...
@@ -64,9 +62,9 @@ class EagleHead:
 
     def fuse(self, weights: Weights, features_TF: Array, count: Array) -> Array:
         """What EAGLE-3's layer takes of features that lie side by side; EAGLE's takes them so."""
-        if not (self.spec.is_eagle3 and self.spec.has_fc):
+        if not self.spec.is_eagle3:
             return features_TF
-        return self._linear(weights, "fc", features_TF, count, outputs=self.spec.decoder.hidden)
+        return self._fc(weights, features_TF, count)
 
     def layer(
         self,
@@ -124,8 +122,7 @@ class EagleHead:
         own = self.spec.decoder
         if not self.spec.is_eagle3:
             both = jnp.concatenate([embeds_TD, hidden_TD], axis=1)
-            bias = weights["fc_bias"] if self.spec.has_fc_bias else None
-            x_TD = self._linear(weights, "fc", both, count, outputs=own.hidden, bias=bias)
+            x_TD = self._fc(weights, both, count)
             return x_TD, x_TD
         norms = [
             self.kernels.rms_norm(x, weights[name], _first(), count, eps=own.norm_eps)
@@ -133,6 +130,11 @@ class EagleHead:
         ]
         residual_TD = norms[1] if self.spec.norm_before_residual else hidden_TD
         return jnp.concatenate(norms, axis=1), residual_TD
+
+    def _fc(self, weights: Weights, x_TI: Array, count: Array) -> Array:
+        bias = weights["fc_bias"] if self.spec.has_fc_bias else None
+        outputs = self.spec.decoder.hidden
+        return self._linear(weights, "fc", x_TI, count, outputs=outputs, bias=bias)
 
     def _linear(self, weights: Weights, name: str, x: Array, count: Array, **options: Any) -> Array:
         options.setdefault("out_dtype", jnp.float32)

@@ -34,7 +34,7 @@ def convert_head(
         raise ConfigError(f"{output}: exists and is not an empty folder.")
     names = head.own_names()
     tensors = {stored: head.read(name) for name, stored in names.items()}
-    dtype = head.read("fc.weight").dtype if "fc.weight" in names else np.dtype(np.float32)
+    dtype = head.read("fc.weight").dtype
     missing: dict[str, NDArray[Any]] = {}
     if EMBED not in names:
         missing[EMBED] = np.asarray(target.read(embed_name), dtype)
