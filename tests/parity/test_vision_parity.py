@@ -57,3 +57,19 @@ def test_a_prompt_cut_within_its_pictures_gives_the_same_logits(model):
     last = sorted({cut for cut in cuts if 0 < cut < len(case.ids)})
     logits = ours.prefill(case, tuple(last))
     assert np.abs(logits[-16:] - golden[f"{label}/logits"]).max() <= BOUND
+
+
+BFLOAT16 = 0.02
+"""Of the size of what is compared; roundings alone make 0.004 of features and 0.005 of logits."""
+
+
+@pytest.mark.parametrize("family", ["mllama", "qwen3_vl"])
+def test_bfloat16_stays_near_the_reference(family):
+    ours, golden = VisionModel(family, "cpu", "bfloat16"), np.load(GOLDENS / family / "golden.npz")
+    label = labels_of(golden)[-1]
+    case = ours.case(label, golden[f"{label}/ids"])
+    found = {"features": ours.encode(case), "logits": ours.prefill(case)[-16:]}
+    for name, values in found.items():
+        wanted = golden[f"{label}/{name}"]
+        error = np.sqrt(np.mean(np.square(values - wanted)) / np.mean(np.square(wanted)))
+        assert 0 < error <= BFLOAT16, name

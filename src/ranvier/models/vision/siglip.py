@@ -45,7 +45,7 @@ def gemma3_vision(fields: dict[str, Any]) -> DecoderSpec:
     A file without vision_config holds the text side alone.
     """
     if not fields.get("vision_config"):
-        return gemma3(fields)
+        return text_side(fields, "gemma3_text") if "text_config" in fields else gemma3(fields)
     text, config, outer = (
         text_side(fields, "gemma3_text"),
         vision_config(fields, SIGLIP),

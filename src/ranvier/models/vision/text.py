@@ -49,7 +49,8 @@ def text_side(fields: dict[str, Any], default: str = "llama") -> DecoderSpec:
             f"config.json: a text side {kind!r} is not supported; supported: {', '.join(SIDES)}."
         )
     resolver, defaults = SIDES[kind]
-    own = {k: v for k, v in given.items() if v is not None}
     whole = {k: fields[k] for k in ("tie_word_embeddings",) if k in fields}
-    ends = {k: fields[k] for k in ("eos_token_id", "bos_token_id") if fields.get(k) is not None}
-    return resolver({**defaults, **ends, **own, **whole})
+    for name in ("eos_token_id", "bos_token_id"):
+        if given.get(name) is None and fields.get(name) is not None:
+            whole[name] = fields[name]
+    return resolver({**defaults, **given, **whole})
