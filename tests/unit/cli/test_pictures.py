@@ -53,6 +53,8 @@ def test_listed_buckets_hold_whole_features_and_tiles():
     options = parse_options({"model": "x", "additional_config": {"vision_neuron_config": listed}})
     assert vision_of(options, spec_of("qwen2_vl"), 256).units == (32, 104)
     assert vision_of(options, spec_of("idefics3"), 256).units == (2, 7)
+    listed["num_vision_tokens_buckets"] = [1024, 1031]
+    assert vision_of(options, spec_of("pixtral"), 2048).units == (1024, 1280)
     assert vision_of(options, spec_of("mllama"), 256).units == (4,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ranvier.nn.vision.encoder import encode_features
 from ranvier.nn.vision.mllama import CrossKeys, MllamaEncoder, encode_cross
 from ranvier.nn.vision.patches import PatchEncoder
 from ranvier.nn.vision.tiles import TileEncoder
+from ranvier.nn.vision.tower import TILE_MAX, WHOLE_MAX
 from ranvier.runtime.encoder import PREFIX
 
 __all__ = [
@@ -88,7 +90,13 @@ def units_of_patches(vision: VisionSpec, sizes: tuple[int, ...]) -> tuple[int, .
     if isinstance(encoder, TileEncoder):
         return tuple(sorted({-(-size // encoder.patches) for size in sizes}))
     merged = encoder.merge**2 if isinstance(encoder, PatchEncoder) else 1
-    return tuple(sorted({-(-size // merged) * merged for size in sizes}))
+
+    def whole(size: int) -> int:
+        # Where attention takes its queries in tiles, a prime number of them would make it one each.
+        unit = math.lcm(merged, TILE_MAX) if size > WHOLE_MAX else merged
+        return -(-size // unit) * unit
+
+    return tuple(sorted(set(map(whole, sizes))))
 
 
 def vision_state(

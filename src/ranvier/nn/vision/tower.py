@@ -18,7 +18,10 @@ from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.norm.reference import normalise
 from ranvier.nn.kernels.table import Kernels
 
-__all__ = ["Activation", "See", "Tower", "Work", "activate", "is_other", "is_same", "layer_norm"]
+__all__ = [
+    "TILE_MAX", "WHOLE_MAX", "Activation", "See", "Tower", "Work", "activate", "attend", "is_other",
+    "is_same", "layer_norm",
+]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 See = Callable[[Array, Array], Array]
@@ -195,7 +198,7 @@ class Tower:
             q, k = _rotate(q, turn), _rotate(k, turn)
         dtype = _dtype(work, f"{self.name}.qkv")
         q, k, v = (q * size**-0.5).astype(dtype), k.astype(dtype), v.astype(dtype)
-        out = _attention(q, k, v, labels, self.see)
+        out = attend(q, k, v, labels, self.see)
         return self._project(work, "o", out, layer, bias=self.has_o_bias)
 
     def _project(self, work: Work, name: str, x: Array, layer: Array, *, bias: bool) -> Array:
@@ -216,7 +219,7 @@ def _rotate(x_NPHE: Array, turn: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _attention(q: Array, k: Array, v: Array, labels: Array | None, see: See) -> Array:
+def attend(q: Array, k: Array, v: Array, labels: Array | None, see: See) -> Array:
     """Full attention within each tile: f32 [N, P, H*E]; queries in tiles where there are many."""
     count, patches, heads, size = q.shape
     step = patches if patches <= WHOLE_MAX else _tile(patches)

@@ -1,0 +1,31 @@
+"""Attention over patches in tiles of queries is numpy's, under both rules of who sees whom."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from ranvier.nn.vision.tower import WHOLE_MAX, attend, is_other, is_same
+
+RULES = {"same": (is_same, lambda a, b: a == b), "other": (is_other, lambda a, b: a + b < 2)}
+
+
+@pytest.mark.parametrize("rule", [*RULES, None])
+@pytest.mark.parametrize("patches", [37, 1110])
+def test_attention_is_numpys(patches, rule):
+    rng = np.random.default_rng(patches)
+    q, k, v = rng.normal(size=(3, 2, patches, 2, 8)).astype(np.float32)
+    labels = rng.integers(0, 2, (2, patches)).astype(np.int32)
+    see, seen = RULES[rule] if rule else (is_same, None)
+    given = labels if rule else None
+    lowered = jax.jit(lambda q, k, v: attend(q, k, v, given, see)).lower(q, k, v)
+    assert ("while" in lowered.as_text()) == (patches > WHOLE_MAX)
+    found = np.asarray(lowered.compile()(q, k, v)).reshape(q.shape)
+    scores = np.einsum("nqhe,nphe->nhqp", q, k)
+    if seen:
+        is_seen = seen(labels[:, None, :, None], labels[:, None, None, :])
+        scores = np.where(is_seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = np.einsum("nhqp,nphe->nqhe", weights / weights.sum(-1, keepdims=True), v)
+    assert np.abs(found - wanted).max() <= 5e-5
