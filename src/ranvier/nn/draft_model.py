@@ -89,36 +89,41 @@ def _named(k: Array, v: Array) -> dict[str, Array]:
 
 
 def _longer(seen: Verified) -> tuple[MetaLayout, Array, Array, Array]:
-    """A pass over each sequence's tokens and the one that follows: layout, meta, ids, newest rows.
+    """A pass over each sequence's tokens and its newest: layout, meta, ids, rows of the newest.
 
-    The newest token takes the place of the first rejected draft. What stands behind it is written
-    beyond it, where no one looks before it is overwritten.
+    The newest token takes the place of the first rejected draft. Of a sequence that only decodes
+    the drafter made all drafts but the last itself: the last that stands and the newest are enough,
+    where rows may be of any number; what stands behind the newest elsewhere is overwritten later.
     """
-    own, rows = seen.layout, seen.layout.rows
-    live = seen.meta[1]
+    own, rows, live = seen.layout, seen.layout.rows, seen.meta[1]
     layout = MetaLayout(own.tokens + rows, rows, own.blocks, own.family, own.block_keys)
+    row_S = jnp.arange(rows, dtype=jnp.int32)
     starts = seen.field("query_starts")
-    longer = starts + jnp.minimum(jnp.arange(rows + 1, dtype=jnp.int32), live)
+    first_S = jnp.clip(starts[:-1], 0, own.tokens - 1)
+    count_S = starts[1:] - starts[:-1] + 1
+    if own.family == "step":
+        first_S = jnp.where(seen.field("last_tokens") == first_S, seen.tip_S, first_S)
+        count_S = seen.tip_S - first_S + 2
+    count_S = jnp.where(row_S < live, count_S, 0)
+    is_before = jnp.arange(rows + 1, dtype=jnp.int32)[:, None] > row_S[None, :]
+    longer = jnp.sum(jnp.where(is_before, count_S[None, :], 0), axis=1)
     spot = jnp.arange(layout.tokens, dtype=jnp.int32)
     is_past = (longer[1:][None, :] <= spot[:, None]).astype(jnp.int32)
     seq = jnp.minimum(jnp.sum(is_past, axis=1), rows - 1)
-    inner = spot - _take(longer, seq)
-    before = jnp.clip(_take(starts, seq) + inner - 1, 0, own.tokens - 1)
-    first = jnp.clip(_take(starts, seq), 0, own.tokens - 1)
+    inner, first = spot - _take(longer, seq), _take(first_S, seq)
+    before = jnp.clip(first + inner - 1, 0, own.tokens - 1)
     ids = jnp.where(inner == 0, _take(seen.ids_T, first), _take(seen.next_T, before))
     positions = jnp.minimum(_take(seen.field("positions"), first) + inner, seen.capacity - 1)
-    is_live = spot < longer[rows]
-    count = seen.meta[0] + live
+    end_S = _take(seen.field("positions"), first_S) + count_S
     fields = {
-        "counts": jnp.stack([count, live, live, jnp.zeros_like(live)]),
-        "positions": jnp.where(is_live, positions, 0),
+        "counts": jnp.stack([longer[rows], live, live, jnp.zeros_like(live)]),
+        "positions": jnp.where(spot < longer[rows], positions, 0),
         "token_seq": seq,
         "query_starts": longer,
-        "context_lens": jnp.minimum(seen.field("context_lens") + 1, seen.capacity),
+        "context_lens": jnp.where(row_S < live, jnp.minimum(end_S, seen.capacity), 0),
         "block_tables": seen.field("block_tables"),
     }
-    row_S = jnp.arange(rows, dtype=jnp.int32)
-    newest_S = jnp.where(row_S < live, longer[:rows] + seen.tip_S - starts[:rows] + 1, 0)
+    newest_S = jnp.where(row_S < live, longer[:rows] + seen.tip_S - first_S + 1, 0)
     return layout, pack_meta(layout, fields), ids, newest_S
 
 

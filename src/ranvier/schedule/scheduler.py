@@ -16,7 +16,7 @@ from ranvier.core.step import RunnerInfo, Sample, StepResult
 from ranvier.schedule.blocks import BlockPool, block_count
 from ranvier.schedule.outline import Launch, Outline, Row
 from ranvier.schedule.sequence import Sequence
-from ranvier.schedule.speculation import Speculation
+from ranvier.speculate.speculation import Speculation
 
 __all__ = ["Scheduler"]
 

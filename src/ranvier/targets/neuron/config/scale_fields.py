@@ -6,24 +6,38 @@ from ranvier.targets.neuron.config.field import Derived, Field, honoured, refuse
 
 __all__ = ["LORA", "LORA_SERVING", "PARALLEL", "SPECULATION"]
 
-_SPECULATION = "speculation is not supported yet"
+_MEDUSA = "Medusa heads are not supported; EAGLE heads and draft models are"
 _PARALLEL = "only tensor parallelism is planned from here; this axis is not supported yet"
 _LORA = "adapters are not supported yet"
 _SPLIT = "how ranks share the work changes no result; the build decides it"
 
 SPECULATION: tuple[Field, ...] = (
-    refused("speculation_length", "int", 0, _SPECULATION),
-    refused("enable_fused_speculation", "bool", False, _SPECULATION),
-    refused("enable_eagle_speculation", "bool", False, _SPECULATION),
-    refused("is_eagle3", "bool", False, _SPECULATION),
-    refused("is_eagle_draft", "bool", False, _SPECULATION),
-    refused("enable_eagle_draft_input_norm", "bool", False, _SPECULATION),
-    refused("eagle_rolling_buffer_kernel_enabled", "bool", False, _SPECULATION),
-    refused("token_tree_config", "any", None, _SPECULATION),
-    refused("is_medusa", "bool", False, _SPECULATION),
-    refused("medusa_speculation_length", "int", 0, _SPECULATION),
-    refused("num_medusa_heads", "int", 0, _SPECULATION),
-    refused("medusa_tree", "any", None, _SPECULATION, (0,)),
+    honoured(
+        "speculation_length", "int", 0, "speculative_config",
+        "tokens guessed a step, as num_speculative_tokens",
+    ),
+    honoured(
+        "enable_fused_speculation", "bool", False, "speculative_config",
+        "guesses are verified and made in one program; speculative_config names the draft",
+    ),
+    honoured(
+        "enable_eagle_speculation", "bool", False, "speculative_config",
+        "the draft of speculative_config is a head",
+    ),
+    honoured("is_eagle3", "bool", False, "speculative_config", "the head is of the third kind"),
+    satisfied("is_eagle_draft", "bool", False, "the draft's own files say what it is"),
+    satisfied(
+        "enable_eagle_draft_input_norm", "bool", False, "the head's own files say if it has one"
+    ),
+    satisfied(
+        "eagle_rolling_buffer_kernel_enabled", "bool", False,
+        "a head's keys and values lie in the blocks of the model's",
+    ),
+    refused("token_tree_config", "any", None, "guesses are chains, which need no tree"),
+    refused("is_medusa", "bool", False, _MEDUSA),
+    refused("medusa_speculation_length", "int", 0, _MEDUSA),
+    refused("num_medusa_heads", "int", 0, _MEDUSA),
+    refused("medusa_tree", "any", None, _MEDUSA, (0,)),
     satisfied(
         "trace_tokengen_model", "bool", Derived("not speculating"),
         "programs for single tokens are built always",

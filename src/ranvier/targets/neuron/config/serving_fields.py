@@ -27,7 +27,7 @@ SHAPE: tuple[Field, ...] = (
         "kv_cache_padding_size", "int", 0, "block 0 takes what padding writes, in every build"
     ),
     satisfied(
-        "spec_batch_size", "count", _BATCH, "it matters with speculation only, which is refused"
+        "spec_batch_size", "count", _BATCH, "guesses are verified at every batch at which they pay"
     ),
     honoured("seq_len", "count", 128, "max_model_len", "tokens of a prompt with its output"),
     honoured("max_length", "count", _LENGTH, "max_model_len", "as seq_len"),

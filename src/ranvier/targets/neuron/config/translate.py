@@ -27,6 +27,8 @@ from ranvier.targets.neuron.config.rules import (
     effective,
     effective_plugin,
 )
+from ranvier.targets.neuron.config.speculation import OPTION as SPECULATIVE
+from ranvier.targets.neuron.config.speculation import join_speculation
 from ranvier.targets.neuron.quantisation import neuron_quantisation
 
 __all__ = ["Translation", "translate"]
@@ -95,6 +97,11 @@ def translate(
     if sampling:
         settings.append((OVERRIDE, "override_generation_config", sampling))
     options = _settle(settings, plain, problems)
+    values = {g.field.name: g.value for g in given if g.section == "NeuronConfig"}
+    joined, wrong = join_speculation(values, plain.get(SPECULATIVE), OVERRIDE)
+    problems += wrong
+    if joined is not None:
+        options[SPECULATIVE] = joined
     rows = buckets.decode_rows
     if rows and rows.key.startswith(PLUGIN) and "max_num_seqs" not in plain:
         options.setdefault("max_num_seqs", rows.sizes[-1])
@@ -147,7 +154,7 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_option(given: Given) -> bool:
-    own = ("buckets", "override_generation_config", "quantization")
+    own = ("buckets", "override_generation_config", "quantization", SPECULATIVE)
     if given.field.option == "limit_mm_per_prompt" and not given.value:
         return False
     return given.field.status == "honoured" and given.field.option not in own

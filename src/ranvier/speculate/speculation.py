@@ -7,16 +7,38 @@ that the last tokens are decoded plainly.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from ranvier.core.config import SpeculationConfig
 from ranvier.core.step import RunnerInfo
-from ranvier.schedule.sequence import Sequence
 from ranvier.speculate.lookup import Lookup
 from ranvier.speculate.policy import Acceptance, Policy
 
-__all__ = ["Speculation"]
+__all__ = ["Sequence", "Speculation"]
 
 LAG_MAX = 256
 """A sequence that the drafter is further behind of does not go back for it."""
+
+
+class Sequence(Protocol):
+    """What is read and set of schedule.sequence.Sequence."""
+
+    tokens: list[int]
+    planned: int
+    awaited: int
+    proposed: list[int]
+    drafts: list[int]
+    absorbed: int
+    acceptance: Acceptance | None
+    lookup: Lookup | None
+
+    @property
+    def is_decoding(self) -> bool: ...
+    @property
+    def is_scoring_prompt(self) -> bool: ...
+    def room(self, model_len_max: int) -> int: ...
+    def rewind(self, count: int) -> None: ...
 
 
 class Speculation:
@@ -32,7 +54,7 @@ class Speculation:
         self.drafts = self.draft_tokens = 0
         self.accepted = [0] * buckets.lookahead
 
-    def plan(self, running: list[Sequence]) -> None:
+    def plan(self, running: Iterable[Sequence]) -> None:
         """Choose for a step of the running sequences."""
         self.count = 0
         if self._config is None:
