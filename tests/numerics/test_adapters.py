@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from ranvier.build.lora.place import place_arguments, place_piece
 from ranvier.cli.main import main
 from ranvier.core.errors import AdapterError, DeviceError
+from ranvier.weights.lora.form import AdapterForm, AdapterModule
 from ranvier.weights.lora.pack import read_adapter
 from ranvier.weights.safetensors import SafetensorsFile
 from ranvier.weights.safetensors_write import save_safetensors
@@ -147,3 +149,13 @@ def test_modules_may_be_fewer_than_the_model_has(root, tmp_path):
     with pytest.raises(AdapterError, match=r"Adapters may change: v_proj|no such linear"):
         small.place(1, adapter_of(small.spec, tmp_path / "q", names=("q_proj",)))
     small.runner.close()
+
+
+def test_a_placement_writes_its_piece_alone():
+    """XLA:CPU widens a bf16 stack to f32 around an update, unless it updates bits."""
+    module = AdapterModule("{}.q", "o", 576, 576, 0)
+    form = AdapterForm("cpu", "bfloat16", 30, 32, 16, (module,))
+    lowered = jax.jit(place_piece, donate_argnums=1).lower(*place_arguments(form))
+    text = lowered.compile().as_text()
+    assert "may-alias" in text
+    assert " convert(" not in text and " copy(" not in text

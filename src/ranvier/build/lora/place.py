@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ranvier.weights.lora.form import TABLE, AdapterForm, stack_shapes
+from ranvier.weights.lora.form import BLOB, TABLE, AdapterForm, stack_shapes
 
 __all__ = ["place_arguments", "place_piece"]
 
@@ -27,8 +27,17 @@ def place_piece(
     for name, stack in stacks.items():
         piece = inputs[name][None, None]
         start = [at[0], at[1], *([jnp.int32(0)] * (stack.ndim - 2))]
-        placed[name] = lax.dynamic_update_slice(stack, piece, start)
+        placed[name] = _update(stack, piece, start, is_bits=name == BLOB)
     return placed
+
+
+def _update(stack: Array, piece: Array, start: list[Array], *, is_bits: bool) -> Array:
+    """XLA:CPU would widen a whole stack in bf16 to f32 and back; of bits it writes the piece."""
+    kind = stack.dtype
+    if is_bits and kind == jnp.bfloat16:
+        stack, piece = (lax.bitcast_convert_type(x, jnp.uint16) for x in (stack, piece))
+    updated: Array = lax.dynamic_update_slice(stack, piece, start)
+    return lax.bitcast_convert_type(updated, kind) if updated.dtype != kind else updated
 
 
 def place_arguments(form: AdapterForm) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
