@@ -58,8 +58,7 @@ class Acceptance:
 
     def expected(self, count: int) -> float:
         """How many of `count` guesses will stand."""
-        rate = self.rate
-        return rate * (1 - rate**count) / (1 - rate) if rate < 1 else float(count)
+        return _expected(self.rate, count)
 
 
 class CostCurve:
@@ -122,10 +121,11 @@ class Policy:
         base = len(sequences)
         if not base or not self._curves[0].is_known_near(base):
             return 0
+        shares = [acceptance.rate for acceptance in sequences]
         rates = {0: base / self._cost(0, base)}
         for count in self._counts:
             drafts = [min(count, room) for room in rooms]
-            gain = sum(a.expected(n) for a, n in zip(sequences, drafts, strict=True))
+            gain = sum(map(_expected, shares, drafts))
             cost = self._cost(count, base + sum(drafts)) if sum(drafts) else math.inf
             rates[count] = (base + gain) / cost
         best = max(rates, key=lambda count: rates[count])
@@ -133,8 +133,18 @@ class Policy:
             self._now = best
         return self._now
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the last choice was to guess nothing."""
+        return self._now == 0
+
     def _cost(self, count: int, tokens: int) -> float:
         """What was measured of this count, else of the next smaller one; else without end."""
         smaller = [k for k in (0, *self._counts) if k <= count] if self._has_drafter else [0]
         found = (self._curves[k].at(tokens) for k in reversed(smaller))
         return max(next((ms for ms in found if ms is not None), math.inf), 1e-6)
+
+
+def _expected(rate: float, count: int) -> float:
+    """Guesses that stand before the first that falls: a geometric sum."""
+    return rate * (1 - rate**count) / (1 - rate) if rate < 1 else float(count)

@@ -17,6 +17,8 @@ from ranvier.speculate.policy import Acceptance, Policy
 
 __all__ = ["Sequence", "Speculation"]
 
+FEW, REST = 4, 4
+"""Beyond so many sequences, and while nothing is guessed, only every so many steps look again."""
 LAG_MAX = 256
 """A sequence that the drafter is further behind of does not go back for it."""
 
@@ -50,6 +52,7 @@ class Speculation:
         self._counts = buckets.drafts or tuple(range(1, buckets.lookahead + 1))
         self.policy = Policy(self._counts, has_drafter=buckets.has_drafter)
         self._overall = Acceptance()
+        self._turn = 0
         self.count = 0
         self.drafts = self.draft_tokens = 0
         self.accepted = [0] * buckets.lookahead
@@ -60,6 +63,9 @@ class Speculation:
         if self._config is None:
             return
         ready = [s for s in running if s.is_decoding]
+        self._turn += 1
+        if self.policy.is_off and len(ready) > FEW and self._turn % REST:
+            return  # looking costs time too, where it is seldom worth it
         guesses = [self._guess(s, self._config) for s in ready]
         rates = [self._acceptance(s) for s in ready]
         self.count = self.policy.choose(rates, [n for n, _ in guesses])
