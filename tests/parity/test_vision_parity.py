@@ -59,6 +59,19 @@ def test_a_prompt_cut_within_its_pictures_gives_the_same_logits(model):
     assert np.abs(logits[-16:] - golden[f"{label}/logits"]).max() <= BOUND
 
 
+def test_sequences_with_and_without_pictures_in_one_step_are_as_alone(model):
+    ours, golden = model
+    if not ours.is_ragged:
+        pytest.skip("a prefill program takes one sequence")
+    labels = ["none", labels_of(golden)[-1]]
+    cases = [ours.case(label, golden[f"{label}/ids"]) for label in labels]
+    ours.encode(cases[1])
+    for order in ((0, 1), (1, 0)):
+        found = ours.together([cases[i] for i in order])
+        for i, logits in zip(order, found, strict=True):
+            assert np.abs(logits[-16:] - golden[f"{labels[i]}/logits"]).max() <= BOUND, labels[i]
+
+
 BFLOAT16 = 0.02
 """Of the size of what is compared; roundings alone make 0.004 of features and 0.005 of logits."""
 

@@ -132,6 +132,20 @@ class VisionModel:
         self.state, logits = program(self.weights, self.state, jnp.asarray(meta))
         return np.asarray(logits)[: len(ids)]
 
+    def together(self, cases: list[Case]) -> list[np.ndarray]:
+        """Logits of whole prompts, all in one ragged step."""
+        chunks = []
+        for i, case in enumerate(cases):
+            stop, first = len(case.ids), 1 + i * (LENGTH // BLOCK)
+            blocks = list(range(first, first + -(-stop // BLOCK)))
+            media = media_of(self.info, case, 0, stop)
+            chunks.append(Chunk(0, list(map(int, case.ids)), blocks, media=media))
+        layout, program = self.programs[STEP]
+        meta = _pack(StepPlan(STEP, chunks, []), layout)
+        self.state, logits = program(self.weights, self.state, jnp.asarray(meta))
+        bounds = np.cumsum([0, *(len(case.ids) for case in cases)])
+        return [np.asarray(logits)[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
     def prefill(self, case: Case, cuts: tuple[int, ...] = ()) -> np.ndarray:
         bounds = (0, *(cuts or range(STEP.tokens, len(case.ids), STEP.tokens)), len(case.ids))
         pairs = zip(bounds, bounds[1:], strict=False)
