@@ -17,7 +17,10 @@ from ranvier.runtime.load import load_runner
 from ranvier.targets.table import find_target
 from ranvier.weights.checkpoint import open_checkpoint
 from ranvier.weights.lora.pack import read_adapter
+from ranvier.weights.safetensors import SafetensorsFile
+from ranvier.weights.safetensors_write import save_safetensors
 from tests.adapters import random_tensors, save_adapter
+from tests.conftest import byte_tokenizer
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 LENGTH = 64
@@ -64,6 +67,20 @@ class Device:
             chunks = [(len(history) - 1, [history[-1]]) for history in histories]
         tokens = [history[-count:] for history in histories]
         return [(t, np.asarray(p)) for t, p in zip(tokens, logprobs, strict=True)]
+
+
+def model_of(root, family):
+    """A golden's model in f32, so that merging rounds nothing, with a tokenizer."""
+    model = root / family
+    if not model.exists():
+        model.mkdir()
+        for name in ("config.json", "generation_config.json"):
+            (model / name).write_bytes((GOLDENS / family / name).read_bytes())
+        file = SafetensorsFile(GOLDENS / family / "model.safetensors")
+        tensors = {name: file.read(name).astype(np.float32) for name in file.names()}
+        save_safetensors(model / "model.safetensors", tensors)
+        (model / "tokenizer.json").write_text(byte_tokenizer(160))
+    return model
 
 
 def adapter_of(spec, folder, names=None, rank=8, seed=0, rank_of=None, **config):

@@ -11,11 +11,8 @@ from ranvier.cli.main import main
 from ranvier.core.errors import AdapterError, DeviceError
 from ranvier.weights.lora.form import AdapterForm, AdapterModule
 from ranvier.weights.lora.pack import read_adapter
-from ranvier.weights.safetensors import SafetensorsFile
-from ranvier.weights.safetensors_write import save_safetensors
-from tests.conftest import byte_tokenizer
 from tests.numerics.isa import NEEDS_KERNELS
-from tests.numerics.lora_device import GOLDENS, Device, adapter_of
+from tests.numerics.lora_device import Device, adapter_of, model_of
 
 pytestmark = NEEDS_KERNELS
 
@@ -34,20 +31,6 @@ ADAPTERS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("lora")
-
-
-def model_of(root, family):
-    """A golden's model in f32, so that merging rounds nothing, with a tokenizer."""
-    model = root / family
-    if not model.exists():
-        model.mkdir()
-        for name in ("config.json", "generation_config.json"):
-            (model / name).write_bytes((GOLDENS / family / name).read_bytes())
-        file = SafetensorsFile(GOLDENS / family / "model.safetensors")
-        tensors = {name: file.read(name).astype(np.float32) for name in file.names()}
-        save_safetensors(model / "model.safetensors", tensors)
-        (model / "tokenizer.json").write_text(byte_tokenizer(160))
-    return model
 
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
