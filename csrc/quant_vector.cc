@@ -12,6 +12,8 @@
 namespace ranvier {
 namespace {
 
+constexpr int64_t kCodesAhead = 2048;  // bytes
+
 // More than one sum an output where there are few rows: a product's latency is several products long.
 constexpr int sums_of(int rows, bool is_wide) {
   const int products = is_wide ? 2 * rows : rows;
@@ -228,7 +230,10 @@ void run_tile(const Quantised& a, const Rows& rows, const Tile& tile, int64_t ro
   const int64_t s = tile.segment - a.segments;
   const float* const scales = rows.scales + (format == Format::kI8D ? a.rows : 0) + row;
   const int32_t* const inputs = rows.sums[s] + row * groups_of(a.depth, rows.groups[s]);
-  const Part part{&rows, row, inputs, scales, is_fetching ? tile.next : nullptr};
+  // One stream is followed best a little ahead; headers beside codes are two, whose tiles are fetched whole.
+  const bool is_stream = a.rows < 4 && info_of(format).is_whole;
+  const uint8_t* const next = is_stream ? tile.at + kCodesAhead : tile.next;
+  const Part part{&rows, row, inputs, scales, is_fetching ? next : nullptr};
   kernel_of(format, count)(part, tile.at, *tile.segment, sums);
 }
 
