@@ -9,6 +9,7 @@ import numpy as np
 
 from ranvier.build.buckets import resolve_ragged, resolve_unragged
 from ranvier.build.drafting import Source
+from ranvier.build.lora.form import adapter_form
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
 from ranvier.build.vision.encoders import vision_state
@@ -44,6 +45,7 @@ from ranvier.targets.host_memory import (
 from ranvier.targets.neuron.instances import CHIPS
 from ranvier.targets.table import DEVICES, TARGETS, Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
+from ranvier.weights.lora.form import stack_bytes
 
 __all__ = ["Plan", "choose_target", "plan_sizes"]
 
@@ -297,8 +299,10 @@ def _need(
         own = stored_bytes(drafting.checkpoint) if is_packed else None
         more = _model_bytes(drafting.spec.spec, sizes, own)
         weights, block = weights + more[0], block + more[1]
+    form = adapter_form(spec, sizes)
     return MemoryNeed(
         weights_bytes=weights,
+        adapter_bytes=0 if form is None else stack_bytes(form),
         block_bytes=block,
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,

@@ -51,6 +51,8 @@ class MemoryNeed:
     max_num_seqs: int
     program_bytes: int
     """Activations and logits of the largest step."""
+    adapter_bytes: int = 0
+    """The slots of LoRA adapters."""
     reserve_bytes: int = RESERVE_BYTES
 
     @property
@@ -60,7 +62,7 @@ class MemoryNeed:
     @property
     def fixed_bytes(self) -> int:
         """Everything but the KV cache."""
-        return self.weights_bytes + self.program_bytes + self.reserve_bytes
+        return self.weights_bytes + self.adapter_bytes + self.program_bytes + self.reserve_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -68,8 +70,10 @@ class MemoryNeed:
 
     def rows(self) -> list[tuple[str, int]]:
         """(part, bytes), for people."""
+        adapters = [("adapter slots", self.adapter_bytes)] if self.adapter_bytes else []
         return [
             ("weights", self.weights_bytes),
+            *adapters,
             (f"KV cache ({self.block_count - 1} blocks of {self.block_tokens})", self.kv_bytes),
             ("programs", self.program_bytes),
             ("reserve", self.reserve_bytes),

@@ -121,3 +121,12 @@ def test_a_share_of_memory_gives_blocks_up_to_every_full_sequence():
     assert share_blocks(need(), 100 * GB) == 128 * 32 + 1
     assert share_blocks(need(), need().fixed_bytes + 5 * 10**6) == 5
     assert share_blocks(need(), 1) == 0
+
+
+def test_slots_of_adapters_are_counted_and_named():
+    bare = need()
+    slots = replace(bare, adapter_bytes=2 * GB)
+    assert slots.total_bytes == bare.total_bytes + 2 * GB
+    assert ("adapter slots", 2 * GB) in slots.rows()
+    with pytest.raises(TargetError, match=r"adapter slots 2\.\d+ GB"):
+        check_fit(slots, GB, "the limit")
