@@ -87,11 +87,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.flying)
     @rule(is_lost=st.sampled_from([False] * 5 + [True]))
     def collect(self, is_lost):
-        launch, result = self.flying.pop(0)
+        launch, handle = self.flying.pop(0)
         if is_lost:
             self.take(self.scheduler.fail(launch, "lost"))
         else:
-            self.take(self.scheduler.commit(launch, result))
+            self.take(self.scheduler.commit(launch, self.runner.collect(handle)))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from ranvier.core.media import PromptMedia
 from ranvier.core.sampling import SamplingParams
 
 __all__ = ["EngineStats", "Event", "FinishReason", "Request", "TokenLogprobs"]
@@ -22,7 +23,7 @@ class Request(msgspec.Struct, kw_only=True):
 
     `end_token_ids` end a sequence unless params.ignore_eos; params.stop_token_ids always do.
     `bad_word_ids` are the token sequences never produced. `seed` is never None here: the edge
-    draws one when the user gave none.
+    draws one when the user gave none. `media` are the pictures whose placeholders the prompt holds.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class Request(msgspec.Struct, kw_only=True):
     bad_word_ids: list[list[int]] = []
     priority: int = 0
     cache_salt: str = ""
+    media: PromptMedia | None = None
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -77,6 +79,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    mm_queries: int = 0
+    mm_hits: int = 0
     steps: int = 0
     padding_tokens: int = 0
     compiles_after_ready: int = 0

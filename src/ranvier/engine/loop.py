@@ -77,11 +77,13 @@ class Engine:
         """One pass of the loop; returns the news since the last one."""
         if self.config.order == "overlapped":
             is_launched = self._launch()
+            self._encode()
             # Nothing new in flight: only the result on the device can let the next plan go on.
             if len(self._flying) > 1 or (self._flying and not (is_launched and self._can_plan())):
                 self._collect()
         else:
             self._launch()
+            self._encode()
             if self._flying:
                 self._collect()
         events, self._events = self._events, []
@@ -94,6 +96,8 @@ class Engine:
         counts.requests_waiting = len(self.scheduler.waiting)
         counts.blocks_total, counts.blocks_free = pool.total, pool.free
         counts.prefix_queries, counts.prefix_hits = pool.queries, pool.hits
+        features = self.scheduler.features
+        counts.mm_queries, counts.mm_hits = features.queries, features.hits
         counts.preemptions = self.scheduler.preemptions
         speculation = self.scheduler.speculation
         counts.drafts, counts.draft_tokens = speculation.drafts, speculation.draft_tokens
@@ -114,6 +118,9 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         self.scheduler.pool.forget_all()
 
+    def reset_mm_cache(self) -> None:
+        self.scheduler.features.forget_idle()
+
     def _can_plan(self) -> bool:
         return any(s.left for s in self.scheduler.running) or bool(self.scheduler.waiting)
 
@@ -131,7 +138,7 @@ class Engine:
         try:
             handle = self.runner.dispatch(launch.plan)
         except DeviceError as error:
-            self._fail(launch, error)
+            self._fail(self.scheduler.fail(launch, error.message), error)
             return False
         self._flying.append((launch, handle, planned_s))
         self._counts.steps += 1
@@ -144,7 +151,7 @@ class Engine:
         try:
             result = self.runner.collect(handle)
         except DeviceError as error:
-            self._fail(launch, error)
+            self._fail(self.scheduler.fail(launch, error.message), error)
             return
         start_s = self._clock.now_s()
         if launch.is_decode:
@@ -157,9 +164,19 @@ class Engine:
         if self._host_ms:
             self._host_ms[-1] += (self._clock.now_s() - start_s) * 1e3
 
-    def _fail(self, launch: Launch, error: DeviceError) -> None:
-        """End the sequences of a step, and all that lost their cache with it."""
-        self._emit(self.scheduler.fail(launch, error.message))
+    def _encode(self) -> None:
+        """Encode the next picture that is waited for: one a turn, so that others decode on."""
+        features = self.scheduler.features
+        for key, image in list(features.pending.items())[:1]:
+            try:
+                self.runner.encode(image, features.rows(key))
+                features.encoded(key)
+            except DeviceError as error:
+                self._fail(self.scheduler.fail_picture(key, error.message), error)
+
+    def _fail(self, events: list[Event], error: DeviceError) -> None:
+        """Tell who ended with a device's fault, and end all that lost their cache with it."""
+        self._emit(events)
         if isinstance(error, StateLost):
             self._emit(self.scheduler.lose_cache(error.message))
 

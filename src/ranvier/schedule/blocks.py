@@ -127,5 +127,6 @@ class BlockPool:
         return self._chain(b"salt:" + salt.encode(), ())
 
     def _chain(self, digest: bytes, tokens: tuple[int, ...]) -> bytes:
-        data = digest + b"".join(token.to_bytes(4, "little") for token in tokens)
-        return hashlib.blake2b(data, digest_size=16, key=self._key).digest()
+        return hashlib.blake2b(
+            digest + repr(tokens).encode(), digest_size=16, key=self._key
+        ).digest()

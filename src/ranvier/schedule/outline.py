@@ -141,15 +141,16 @@ class Outline:
 
     def _chunk(self, sequence: Sequence, count: int) -> Chunk:
         start, blocks, drafts = sequence.planned, list(sequence.blocks), sequence.drafts
+        media = sequence.media(count)
         if sequence.awaited:
-            return Chunk(start, [0], blocks, sequence.awaited_sample)
+            return Chunk(start, [0], blocks, sequence.awaited_sample, media=media)
         known = sequence.tokens[start : start + count]
         if not self._info.buckets.has_drafter:
-            return Chunk(start, [*known, *drafts], blocks, drafts=len(drafts))
+            return Chunk(start, [*known, *drafts], blocks, drafts=len(drafts), media=media)
         follows = sequence.tokens[start + count : start + count + 1] or [0]
         uniforms = sequence.uniforms(self._info.buckets.lookahead + self._draft)
         return Chunk(
-            start, [*known, *drafts], blocks, drafts=len(drafts), next_id=follows[0],
+            start, [*known, *drafts], blocks, drafts=len(drafts), media=media, next_id=follows[0],
             uniforms=uniforms if self._draft else [],
         )  # fmt: skip
 

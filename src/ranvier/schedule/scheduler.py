@@ -13,6 +13,8 @@ from ranvier.core.fit import check_fits
 from ranvier.core.program import Family
 from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs
 from ranvier.core.step import RunnerInfo, Sample, StepResult
+from ranvier.media.features import FeatureRows
+from ranvier.media.fit import check_media
 from ranvier.schedule.blocks import BlockPool, block_count
 from ranvier.schedule.outline import Launch, Outline, Row
 from ranvier.schedule.sequence import Sequence
@@ -34,6 +36,7 @@ class Scheduler:
         self.pool = BlockPool(
             info.block_count, info.block_tokens, is_caching=config.enable_prefix_caching
         )
+        self.features = FeatureRows(info.vision)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.preemptions = 0
@@ -44,9 +47,12 @@ class Scheduler:
     def check(self, request: Request) -> None:
         """Raise RequestError for what can never run here."""
         check_fits(request, self.info)
+        check_media(request, self.info, self._tokens_max)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a checked sequence behind those of its priority."""
+        if sequence.request.media is not None and self.info.vision is not None:
+            sequence.show(sequence.request.media, self.info.vision)
         at = len(self.waiting)
         while at and self.waiting[at - 1].request.priority > sequence.request.priority:
             at -= 1
@@ -55,7 +61,7 @@ class Scheduler:
     def drop(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> Event:
         """End a sequence now; its blocks are free at once."""
         self._leave(sequence)
-        return self._event(sequence, [], reason, error=error)
+        return _event(sequence, [], reason, error=error)
 
     def plan(self) -> Launch | None:
         """Choose the next step, or None when nothing can run."""
@@ -102,12 +108,13 @@ class Scheduler:
             if row is None:
                 continue
             if row.scored >= 0:
-                self._score(row, _logprobs(launch.plan.samples[i], result, i))
+                _score(row, _logprobs(launch.plan.samples[i], result, i))
             elif not row.sequence.is_done:
                 events += self._append(row, i, launch, result)
         for sequence, epoch, _ in launch.parts:
             if sequence.epoch == epoch and not sequence.is_done:
                 self._remember(sequence)
+                self.features.settle(sequence.pictures, sequence.computed)
                 is_whole = sequence.computed >= len(sequence.tokens)
                 if sequence.request.params.max_tokens == 0 and is_whole:
                     events.append(self.drop(sequence, "length"))
@@ -121,18 +128,27 @@ class Scheduler:
     def lose_cache(self, error: str) -> list[Event]:
         """End what runs and forget every prefix; what waits has nothing on the device."""
         self.pool.forget_all()
-        return [self.drop(sequence, "error", error) for sequence in list(self.running)]
+        events = [self.drop(sequence, "error", error) for sequence in list(self.running)]
+        self.features.forget_idle()
+        return events
+
+    def fail_picture(self, key: bytes, error: str) -> list[Event]:
+        """End the sequence that a picture was to be encoded for; others ask for it again."""
+        holder = next(s for s in self.running if s.pictures and key in s.pictures.rows)
+        return [self.drop(holder, "error", error)]
 
     def _start(self, outline: Outline, sequence: Sequence) -> bool:
         if not sequence.is_scoring_prompt:
-            known, salt = sequence.tokens, sequence.request.cache_salt
+            known, salt = sequence.known(), sequence.request.cache_salt
             sequence.blocks, sequence.digest = self.pool.lookup(known, salt)
             sequence.remembered = len(sequence.blocks)
             sequence.planned = sequence.computed = sequence.remembered * self.info.block_tokens
             sequence.absorbed = sequence.planned
             sequence.cached_tokens = max(sequence.cached_tokens, sequence.planned)
-        count = outline.grant(sequence)
-        if not self._reserve(sequence, count):
+        has_rows = self.features.enter(sequence.pictures, sequence.planned)
+        count = self._grant(outline, sequence) if has_rows else 0
+        if not (has_rows and self._reserve(sequence, count)):
+            self.features.leave(sequence.pictures)
             self.pool.release(sequence.blocks)
             sequence.restart()
             return False
@@ -142,8 +158,12 @@ class Scheduler:
             outline.add(sequence, count)
         return True
 
+    def _grant(self, outline: Outline, sequence: Sequence) -> int:
+        count = outline.grant(sequence)
+        return self.features.grant(sequence.pictures, sequence.planned, count)
+
     def _extend(self, outline: Outline, sequence: Sequence) -> None:
-        count = 0 if self.speculation.waits(sequence) else outline.grant(sequence)
+        count = 0 if self.speculation.waits(sequence) else self._grant(outline, sequence)
         if sequence.drafts and count > 1 and not self._reserve(sequence, count):
             count = 1  # no block is taken from another for the sake of a guess
         while count and not self._reserve(sequence, count):
@@ -169,34 +189,31 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
-        self.running.remove(sequence)
-        self.pool.release(sequence.blocks)
+        self._stop(sequence)
         sequence.restart()
         self.waiting.appendleft(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         sequence.is_done = True
         if sequence in self.running:
-            self.running.remove(sequence)
-            self.pool.release(sequence.blocks)
+            self._stop(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         sequence.blocks = []
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence.blocks)
+        self.features.leave(sequence.pictures)
 
     def _remember(self, sequence: Sequence) -> None:
         size = self.info.block_tokens
         while (sequence.remembered + 1) * size <= sequence.computed:
             start = sequence.remembered * size
-            tokens = tuple(sequence.tokens[start : start + size])
+            tokens = tuple(sequence.known(start, start + size))
             block, salt = sequence.blocks[sequence.remembered], sequence.request.cache_salt
             sequence.digest = self.pool.remember(block, sequence.digest, tokens, salt)
             sequence.remembered += 1
-
-    def _score(self, row: Row, entry: TokenLogprobs) -> None:
-        found = row.sequence.prompt_logprobs
-        # After preemption the prompt is computed again: each of its tokens is scored once.
-        if found is not None and not row.sequence.is_done and len(found) == row.scored:
-            found.append(entry)
 
     def _append(self, row: Row, i: int, launch: Launch, result: StepResult) -> list[Event]:
         """The tokens of a sequence: one, and one more for each draft that stood."""
@@ -229,10 +246,10 @@ class Scheduler:
         logprobs = None if launch.plan.samples[i].logprobs < 0 else [entry]
         reason, stop = self._end(sequence, token)
         if reason is None:
-            return self._event(sequence, [token], None, logprobs=logprobs)
+            return _event(sequence, [token], None, logprobs=logprobs)
         self._remember(sequence)
         self._leave(sequence)
-        return self._event(sequence, [token], reason, logprobs=logprobs, stop_reason=stop)
+        return _event(sequence, [token], reason, logprobs=logprobs, stop_reason=stop)
 
     def _end(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
         p = sequence.request.params
@@ -246,30 +263,37 @@ class Scheduler:
             return "length", None
         return None, None
 
-    def _event(
-        self,
-        sequence: Sequence,
-        token_ids: list[int],
-        reason: FinishReason | None,
-        *,
-        logprobs: list[TokenLogprobs] | None = None,
-        stop_reason: int | None = None,
-        error: str | None = None,
-    ) -> Event:
-        is_first = sequence.output_count <= 1
-        started = sequence.started_s
-        return Event(
-            request_id=sequence.request.request_id,
-            index=sequence.index,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=reason,
-            stop_reason=stop_reason,
-            prompt_logprobs=sequence.prompt_logprobs if is_first else None,
-            cached_tokens=sequence.cached_tokens,
-            error=error,
-            queue_s=0.0 if started is None else started - sequence.arrival_s,
-        )
+
+def _score(row: Row, entry: TokenLogprobs) -> None:
+    found = row.sequence.prompt_logprobs
+    # After preemption the prompt is computed again: each of its tokens is scored once.
+    if found is not None and not row.sequence.is_done and len(found) == row.scored:
+        found.append(entry)
+
+
+def _event(
+    sequence: Sequence,
+    token_ids: list[int],
+    reason: FinishReason | None,
+    *,
+    logprobs: list[TokenLogprobs] | None = None,
+    stop_reason: int | None = None,
+    error: str | None = None,
+) -> Event:
+    is_first = sequence.output_count <= 1
+    started = sequence.started_s
+    return Event(
+        request_id=sequence.request.request_id,
+        index=sequence.index,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish_reason=reason,
+        stop_reason=stop_reason,
+        prompt_logprobs=sequence.prompt_logprobs if is_first else None,
+        cached_tokens=sequence.cached_tokens,
+        error=error,
+        queue_s=0.0 if started is None else started - sequence.arrival_s,
+    )
 
 
 def _logprobs(sample: Sample, result: StepResult, i: int) -> TokenLogprobs:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ranvier.core.media import PromptMedia, VisionInfo
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request, TokenLogprobs
-from ranvier.core.step import LogitEdits, Sample
+from ranvier.core.step import ChunkMedia, LogitEdits, Sample
+from ranvier.media.place import PromptPictures
 from ranvier.speculate.lookup import Lookup
 from ranvier.speculate.policy import Acceptance
 
@@ -28,6 +30,8 @@ class Sequence:
         self.seed = derive_seed(request.seed, index)
         self.prompt_count = len(request.prompt_token_ids)
         self.tokens = list(request.prompt_token_ids)
+        self.pictures: PromptPictures | None = None
+        self._marks: dict[int, int] = {}
         self.blocks: list[int] = []
         self.digest = b""
         self.remembered = 0
@@ -94,6 +98,23 @@ class Sequence:
     def is_scoring_prompt(self) -> bool:
         """Whether prompt tokens' logits are wanted, so that each needs a sample row."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_count
+
+    def show(self, media: PromptMedia, vision: VisionInfo) -> None:
+        """Give it the pictures of its prompt."""
+        self.pictures = PromptPictures(media, vision, self.request.cache_salt)
+        self._marks = self.pictures.marks
+
+    def known(self, start: int = 0, stop: int | None = None) -> list[int]:
+        """Its tokens as prefixes are compared by: with pictures among them."""
+        known = self.tokens[start:stop]
+        for position, mark in self._marks.items():
+            if start <= position < start + len(known):
+                known[position - start] = mark
+        return known
+
+    def media(self, count: int) -> ChunkMedia | None:
+        """What its next tokens take of pictures."""
+        return None if self.pictures is None else self.pictures.chunk(self.planned, count)
 
     def append(self, token: int) -> None:
         self.tokens.append(token)

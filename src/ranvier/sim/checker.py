@@ -7,11 +7,13 @@ of devices or of text.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
+from ranvier.media.features import FeatureRows
 from ranvier.schedule.blocks import BlockPool, block_count
 from ranvier.schedule.scheduler import Scheduler
 
-__all__ = ["check_pool", "check_scheduler"]
+__all__ = ["check_features", "check_pool", "check_scheduler"]
 
 
 def check_pool(pool: BlockPool, tables: list[list[int]]) -> None:
@@ -31,10 +33,25 @@ def check_pool(pool: BlockPool, tables: list[list[int]]) -> None:
     assert set(pool._entry_of) == cached
 
 
+def check_features(features: FeatureRows, held: list[Iterable[bytes]]) -> None:
+    """Assert the invariants of the feature buffer; `held` are the pictures of all who hold some."""
+    entries = features._entries
+    users = Counter(key for keys in held for key in keys)
+    assert users == {key: entry.users for key, entry in entries.items() if entry.users}
+    rows = [*features._free, *(row for entry in entries.values() for row in entry.rows)]
+    vision = features._vision
+    every = range(vision.is_cross, vision.rows) if vision is not None else ()
+    assert sorted(rows) == list(every), "a feature row is lost or in two places"
+    waiting = {key for key, entry in entries.items() if not entry.is_ready}
+    assert set(features.pending) == waiting
+    assert waiting <= set(users), "nobody waits for a pending picture"
+
+
 def check_scheduler(scheduler: Scheduler, *, flying_max: int = 1) -> None:
     """Assert the invariants of scheduler and pool, at most `flying_max` steps being launched."""
     running, waiting, size = scheduler.running, scheduler.waiting, scheduler.info.block_tokens
     check_pool(scheduler.pool, [sequence.blocks for sequence in running])
+    check_features(scheduler.features, [s.pictures.rows for s in running if s.pictures])
     names = [id(sequence) for sequence in [*running, *waiting]]
     assert len(set(names)) == len(names), "a sequence is queued twice"
     assert len(running) <= scheduler.info.rows_max

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from ranvier.core.adapter import AdapterWeights
 from ranvier.core.errors import DeviceError, StateLost
 from ranvier.core.media import ImageItem
 from ranvier.core.step import Chunk, RunnerInfo, Sample, StepPlan, StepResult
+from ranvier.sim.pictures import Feature, Seen, seen
 
 __all__ = ["SimulatedRunner", "next_token"]
 
 
-def next_token(history: list[int], uniform: float, vocab_size: int, digest: str = "") -> int:
+def next_token(history: Sequence[Seen], uniform: float, vocab_size: int, digest: str = "") -> int:
     """What the simulated model says after `history`, with the adapter of that digest."""
     data = repr((history, round(uniform, 6), *([digest] if digest else []))).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little") % vocab_size
@@ -32,7 +33,8 @@ class SimulatedRunner:
 
     `fault_rate` is the share of steps that raise DeviceError at dispatch, `late_fault_rate` of
     those that ran and raise it when they are collected. `loss_rate` is the share of steps, at
-    dispatch or when collected, that take the state with them.
+    dispatch or when collected, that take the state with them; `encode_fault_rate` is that of
+    pictures whose encoding raises DeviceError.
     """
 
     def __init__(
@@ -42,22 +44,24 @@ class SimulatedRunner:
         fault_rate: float = 0.0,
         late_fault_rate: float = 0.0,
         loss_rate: float = 0.0,
+        encode_fault_rate: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._info = info
-        self._cache: dict[tuple[int, int], tuple[int, int, str]] = {}
+        self._cache: dict[tuple[int, int], tuple[int, Seen, str]] = {}
         self._digests: dict[int, str] = {0: ""}
         self._sampled: list[int] = []
         self._random = random.Random(seed)
         self._fault_rate = fault_rate
         self._late_fault_rate = late_fault_rate
         self._loss_rate = loss_rate
+        self._encode_fault_rate = encode_fault_rate
         self._epoch = 0
         self.skill = 0.8
         """Share of the simulated drafter's guesses that are right."""
         self.steps = 0
         self.encodings = 0
-        self.features: dict[int, tuple[bytes, int]] = {}
+        self.features: dict[int, Feature] = {}
         self.on_step: Callable[[StepPlan], None] | None = None
 
     @property
@@ -101,6 +105,8 @@ class SimulatedRunner:
         assert vision is not None
         assert len(rows) == (image.shape[0] if vision.is_cross else image.token_count)
         assert all(vision.is_cross <= row < vision.rows for row in rows)
+        if self._random.random() < self._encode_fault_rate:
+            raise DeviceError("The simulated encoder failed.")
         self.features.update({row: (image.digest, i) for i, row in enumerate(rows)})
         self.encodings += 1
 
@@ -148,11 +154,12 @@ class SimulatedRunner:
             ids = [self._sampled[chunk.from_previous]]
         for i, token in enumerate(ids):
             position = chunk.start + i
-            written = (position, token, self._digests[chunk.slot])
+            look = seen(chunk, i, token, self.features)
+            written = (position, look, self._digests[chunk.slot])
             self._cache[self._slot(chunk, position)] = written
 
-    def _history(self, chunk: Chunk, stop: int) -> list[int]:
-        tokens = []
+    def _history(self, chunk: Chunk, stop: int) -> list[Seen]:
+        tokens: list[Seen] = []
         for position in range(stop):
             found, token, digest = self._cache[self._slot(chunk, position)]
             assert found == position, f"block holds position {found}, not {position}"
