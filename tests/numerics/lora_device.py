@@ -30,7 +30,7 @@ class Device:
     """A model built with slots, and its runner."""
 
     def __init__(self, model, root, kernels="cpu", slots=3, rank_max=64, dtype="float32", **more):
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model) if isinstance(model, Path) else model
         self.spec = resolve(checkpoint.config)
         self.sizes = Sizes(
             dtype=dtype, kernels=kernels, max_model_len=LENGTH, max_num_seqs=4, block_tokens=32,
@@ -83,7 +83,7 @@ def model_of(root, family):
     return model
 
 
-def adapter_of(spec, folder, names=None, rank=8, seed=0, rank_of=None, **config):
+def adapter_of(spec, folder, names=None, rank=8, seed=0, scale=1.0, **config):
     """A random adapter of a model's linears, strong enough to change its tokens."""
     modules = {
         module.name.format(layer): (module.outputs, module.inputs)
@@ -91,6 +91,5 @@ def adapter_of(spec, folder, names=None, rank=8, seed=0, rank_of=None, **config)
         for layer in range(spec.layers)
         if names is None or module.name.rsplit(".", 1)[-1] in names
     }
-    ranks = {name: rank_of(name) for name in modules} if rank_of else None
-    tensors = random_tensors(modules, rank, seed, ranks, scale=1.0)
+    tensors = random_tensors(modules, rank, seed, scale=scale)
     return save_adapter(folder, tensors, r=rank, lora_alpha=rank, **config)
