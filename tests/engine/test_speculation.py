@@ -95,10 +95,15 @@ def test_tokens_and_scores_are_those_without_guessing(plain, guessing, mode):
         assert [[p[:4] for p in one] for one in got] == [[p[:4] for p in one] for one in want]
 
 
-def test_guesses_stand(guessing):
-    before = guessing._engine.stats().accepted_tokens
-    ask(guessing, [[5, 6, 7, 8] * 6], "greedy")
-    assert guessing._engine.stats().accepted_tokens > before
+def test_guesses_stand_and_a_request_knows_its_own(guessing):
+    before = guessing.stats().accepted_tokens
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    prompt = {"prompt_token_ids": [5, 6, 7, 8] * 6}
+    (output,) = guessing.generate([prompt], params, use_tqdm=False)
+    accepted = guessing.stats().accepted_tokens - before
+    own = output.metrics["speculative_decoding"]
+    assert own["num_accepted_tokens"] == accepted > 0
+    assert own["acceptance_length"] == 1 + accepted / own["num_drafts"]
 
 
 def test_a_stop_string_within_accepted_drafts_ends_the_text(plain, guessing):

@@ -65,6 +65,8 @@ class Event(msgspec.Struct, kw_only=True, array_like=True):
     cached_tokens: int = 0
     error: str | None = None
     queue_s: float = 0.0
+    guesses: tuple[int, int, int] = (0, 0, 0)
+    """Of the sequence so far: drafts verified, tokens guessed, tokens that stood."""
 
 
 class EngineStats(msgspec.Struct, kw_only=True):

@@ -201,6 +201,7 @@ class _Collector:
         self._choices = [Choice(codec, request) for _ in range(request.params.sequence_count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._cached = 0
+        self._guesses: dict[int, tuple[int, int, int]] = {}
 
     @property
     def is_finished(self) -> bool:
@@ -210,6 +211,7 @@ class _Collector:
         """Take an event; the sequences that a stop string has ended. Raises DeviceError."""
         choice = self._choices[event.index]
         self._cached = max(self._cached, event.cached_tokens)
+        self._guesses[event.index] = event.guesses
         if event.prompt_logprobs is not None:
             self._prompt_logprobs = [
                 None if entry is None else self._entries(entry) for entry in event.prompt_logprobs
@@ -228,6 +230,7 @@ class _Collector:
             outputs=[self._part(index, choice) for index, choice in enumerate(best)],
             prompt_logprobs=self._prompt_logprobs,
             finished=True,
+            metrics=_guessing(*map(sum, zip(*self._guesses.values(), strict=True))),
             num_cached_tokens=self._cached,
         )
 
@@ -251,6 +254,17 @@ class _Collector:
         for rank, (token, value) in enumerate(pairs, 1):
             found.setdefault(token, Logprob(value, rank, text(token)))
         return found
+
+
+def _guessing(drafts: int, guessed: int, accepted: int) -> dict[str, Any] | None:
+    """A request's own figures of speculative decoding."""
+    if not drafts:
+        return None
+    found = {
+        "num_drafts": drafts, "num_draft_tokens": guessed, "num_accepted_tokens": accepted,
+        "acceptance_length": 1 + accepted / drafts,
+    }  # fmt: skip
+    return {"speculative_decoding": found}
 
 
 def _refuse(name: str, value: object, reason: str) -> None:

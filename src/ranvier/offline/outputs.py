@@ -45,6 +45,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = False
-    metrics: Any = None
+    metrics: dict[str, Any] | None = None
+    """What guessing yielded, under "speculative_decoding", where anything was guessed."""
     lora_request: Any = None
     num_cached_tokens: int = 0

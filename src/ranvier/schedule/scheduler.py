@@ -221,19 +221,18 @@ class Scheduler:
         is_whole = launch.parts[part][1] == sequence.epoch
         sequence.awaited -= 1
         sequence.awaited_sample = -1 if not sequence.awaited else sequence.awaited_sample
-        sequence.drafts, events, stood = [], [self._take(sequence, i, launch, result)], 0
-        for j, draft in enumerate(row.drafts):
-            if draft != result.token_ids[i + j]:
-                break
+        sequence.drafts, events, stood = [], [], 0
+        while stood < len(row.drafts) and row.drafts[stood] == result.token_ids[i + stood]:
             stood += 1
-            if is_whole:
-                sequence.planned = sequence.computed = launch.parts[part][2] + stood
-                sequence.absorbed += launch.plan.program.lookahead > 0
-            if sequence.is_done:
-                break
-            events.append(self._take(sequence, i + stood, launch, result))
         if row.drafts:
             self.speculation.verified(sequence, len(row.drafts), stood)
+        for j in range(1 + stood):
+            if j and is_whole:
+                sequence.planned = sequence.computed = launch.parts[part][2] + j
+                sequence.absorbed += launch.plan.program.lookahead > 0
+            events.append(self._take(sequence, i + j, launch, result))
+            if sequence.is_done:
+                break
         guesses = result.drafts
         sequence.proposed = [] if guesses is None or not is_whole else guesses[part].tolist()
         return events
@@ -293,6 +292,7 @@ def _event(
         cached_tokens=sequence.cached_tokens,
         error=error,
         queue_s=0.0 if started is None else started - sequence.arrival_s,
+        guesses=sequence.guesses,
     )
 
 

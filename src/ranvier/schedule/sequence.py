@@ -52,6 +52,8 @@ class Sequence:
         self.drafts: list[int] = []
         """Guesses that the next step verifies."""
         self.acceptance: Acceptance | None = None
+        self.guesses = (0, 0, 0)
+        """Drafts verified, tokens guessed, tokens that stood."""
         self.lookup: Lookup | None = None
         self._counts: dict[int, int] = {}
         self._banned = _banned_ids(request)

@@ -33,6 +33,7 @@ class Sequence(Protocol):
     drafts: list[int]
     absorbed: int
     acceptance: Acceptance | None
+    guesses: tuple[int, int, int]
     lookup: Lookup | None
 
     @property
@@ -89,6 +90,8 @@ class Speculation:
     def verified(self, sequence: Sequence, drafted: int, stood: int) -> None:
         """Of a sequence's drafts the first `stood` did."""
         self._acceptance(sequence).add(stood, drafted)
+        drafts, guessed, accepted = sequence.guesses
+        sequence.guesses = drafts + 1, guessed + drafted, accepted + stood
         self.drafts += 1
         self.draft_tokens += drafted
         for position in range(stood):
