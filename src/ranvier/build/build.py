@@ -30,10 +30,12 @@ from ranvier.runtime.compat import serialize
 from ranvier.runtime.device import describe
 from ranvier.targets.table import Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
+from ranvier.weights.folder import ModelFolder
 
 __all__ = ["artifact_key", "build_artifact", "has_weights", "machine_fingerprint"]
 
 WORKERS = 2
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 SOURCES = ("nn", "models", "build", "native", "core/layout.py")
 Notice = Callable[[str], None]
 
@@ -131,6 +133,9 @@ def _build(writer: ArtifactWriter, source: Source, sizes: Sizes, notice: Notice)
             writer.add_program(ProgramEntry.of(program.shape), text, binary)
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
+    for name in IMAGE_FILES if sizes.vision else ():
+        fields = ModelFolder(checkpoint.path).fields(name)
+        writer.add_file(f"text/{name}", json.dumps(fields).encode())
     for name in ("tokenizer_config", "generation_config"):
         writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
     return writer.finish(model_numbers(spec, sizes))

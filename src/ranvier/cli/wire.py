@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ from ranvier.weights.override import OverriddenCheckpoint, TextSource
 if TYPE_CHECKING:
     from ranvier.artifact.manifest import ArtifactKey, Manifest
     from ranvier.cli.sizes import Plan
+    from ranvier.media.vision import Vision
     from ranvier.runtime.runner import DeviceRunner
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "open_engine",
     "open_model",
     "open_runner",
+    "open_vision",
     "plan",
 ]
 
@@ -70,8 +73,12 @@ class LLM(Offline):
 
     def __init__(self, model: str, **options: Any) -> None:
         parsed = parse_options({"model": model, **options})
-        engine, codec = open_engine(parsed, [])
-        super().__init__(engine, codec, seed=parsed.seed)
+        folder = ensure_artifact(parsed)
+        engine, codec = _open(folder, parsed, [])
+        seeing = None
+        if engine.runner.info.vision is not None:
+            seeing = functools.partial(open_vision, folder, codec)
+        super().__init__(engine, codec, seed=parsed.seed, open_vision=seeing)
 
     @classmethod
     def from_engine_args(cls, engine_args: Any) -> LLM:
@@ -84,11 +91,26 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     start = time.perf_counter()
     folder = ensure_artifact(options)
     phases.append(("find or build artifact", time.perf_counter() - start))
+    return _open(folder, options, phases)
+
+
+def _open(folder: Path, options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     engine = load_engine(folder, options, phases)
     start, info = time.perf_counter(), engine.runner.info
     codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
     phases.append(("load tokenizer", time.perf_counter() - start))
     return engine, codec
+
+
+def open_vision(folder: Path, codec: TextCodec) -> Vision:
+    """The image side of an artifact. Raises CheckpointError."""
+    from ranvier.media.process.prepared import Configs
+    from ranvier.media.vision import Vision
+
+    text = ModelFolder(folder / "text")
+    model = ModelFolder(folder).fields("config.json", is_required=True)
+    image, processor = (text.fields(f"{n}_config.json") for n in ("preprocessor", "processor"))
+    return Vision(Configs(model, image, processor), codec.tokenizer.token_to_id)
 
 
 def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from ranvier.core.errors import RequestError
 from ranvier.core.limits import LIMITS
 
-__all__ = ["KINDS", "as_rgb", "check_sides", "decode"]
+__all__ = ["KINDS", "as_rgb", "check_sides", "decode", "read_picture"]
 
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MARKS = {
@@ -52,6 +52,30 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Exception:  # the same
         raise _damaged(kind) from None
+
+
+def read_picture(given: object) -> Image.Image:
+    """A picture in memory as RGB: Pillow's, or uint8 [height, width(, channels)] of numpy.
+
+    Raises RequestError.
+    """
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or given.ndim not in (2, 3) or 0 in given.shape:
+            raise _refused(
+                f"An array of {given.dtype} {list(given.shape)} is no picture: give uint8 of "
+                "[height, width, 3]."
+            )
+        shape = list(given.shape)
+        try:
+            given = Image.fromarray(given)
+        except (TypeError, ValueError):
+            raise _refused(f"An array of {shape} is no picture.") from None
+    if not isinstance(given, Image.Image):
+        raise _refused(
+            f"A picture is one of Pillow or an array of numpy, not {type(given).__name__}."
+        )
+    check_sides(*given.size)
+    return as_rgb(given)
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

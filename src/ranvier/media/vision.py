@@ -47,6 +47,11 @@ class Vision:
             self._ids[token] = found
 
     @property
+    def token_ids(self) -> frozenset[int]:
+        """Ids that stand for pictures; they need not be in the model's vocabulary."""
+        return frozenset(self._ids.values())
+
+    @property
     def placeholder(self) -> str:
         """What a template writes where a picture stands."""
         return self.family.placeholder

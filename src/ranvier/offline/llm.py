@@ -13,6 +13,8 @@ from ranvier.core.errors import ConfigError, RequestError
 from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.loop import Engine
+from ranvier.media.decode import read_picture
+from ranvier.media.vision import Vision
 from ranvier.offline.metrics import Metric, snapshot
 from ranvier.offline.outputs import CompletionOutput, Logprob, RequestOutput
 from ranvier.offline.prompts import Content, Prompt, read_prompts
@@ -48,7 +50,17 @@ class Offline:
     `engine` and `codec` come from cli.wire.open_engine; `ranvier.LLM(model, **options)` adds that.
     """
 
-    def __init__(self, engine: Engine, codec: TextCodec, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        codec: TextCodec,
+        *,
+        seed: int = 0,
+        open_vision: Callable[[], Vision] | None = None,
+    ) -> None:
+        """`open_vision`: the image side, opened for the first picture."""
+        self._open_vision = open_vision
+        self._vision: Vision | None = None
         self._engine = engine
         self._codec = codec
         self._seed = seed
@@ -78,6 +90,7 @@ class Offline:
     ) -> list[RequestOutput]:
         """Complete prompts: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of these.
 
+        A dict's multi_modal_data={"image": picture or list} holds the pictures of its placeholders.
         One SamplingParams for all, or one a prompt. Raises RequestError before anything runs.
         """
         _refuse("lora_request", lora_request, "LoRA adapters are not supported yet")
@@ -155,10 +168,34 @@ class Offline:
         content = ids if ids is not None else prompt.text or ""
         index = int(name.split("-")[0])
         seed = (self._seed << 32) + index
-        request = self._codec.make_request(name, content, params, seed)
+        request = self._request(name, content, params, seed, prompt.pictures)
         request.cache_salt = prompt.cache_salt
         self._engine.scheduler.check(request)
         return _Collector(self._codec, request, prompt.text)
+
+    def _request(
+        self,
+        name: str,
+        content: str | list[int],
+        params: SamplingParams,
+        seed: int,
+        pictures: Sequence[Any],
+    ) -> Request:
+        if not pictures:
+            return self._codec.make_request(name, content, params, seed)
+        if self._open_vision is None:
+            raise RequestError("This model takes no pictures.", param="multi_modal_data")
+        if params.truncate_prompt_tokens is not None:
+            raise RequestError(
+                "A prompt with pictures is not truncated.", param="truncate_prompt_tokens"
+            )
+        vision = self._vision = self._vision or self._open_vision()
+        prepare = vision.processor().prepare
+        prepared = [prepare(read_picture(picture)) for picture in pictures]
+        woven = vision.weave(content, prepared, self._codec.encode, "prompt")
+        request = self._codec.make_request(name, woven.token_ids, params, seed, vision.token_ids)
+        request.media = woven.media
+        return request
 
     def _run(self, collectors: list[_Collector], use_tqdm: bool | Callable[..., Any]) -> None:
         if self._is_closed:

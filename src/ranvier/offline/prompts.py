@@ -14,9 +14,8 @@ Prompt = str | Mapping[str, Any] | Sequence[int]
 """Text, token ids, {"prompt": text}, {"prompt_token_ids": ids}, each with "cache_salt" or not."""
 
 REFUSED = {
-    "multi_modal_data": "only text models are served in this version",
-    "multi_modal_uuids": "only text models are served in this version",
-    "mm_processor_kwargs": "only text models are served in this version",
+    "multi_modal_uuids": "pictures are told apart by their content",
+    "mm_processor_kwargs": "pictures are prepared as the model's own processor says",
     "prompt_embeds": "prompts are text or token ids",
     "encoder_prompt": "encoder-decoder models are not served",
     "decoder_prompt": "encoder-decoder models are not served",
@@ -31,6 +30,8 @@ class Content:
     text: str | None
     token_ids: list[int] | None
     cache_salt: str = ""
+    pictures: tuple[Any, ...] = ()
+    """As they were given: Pillow's, or arrays of numpy."""
 
 
 def read_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Content]:
@@ -56,11 +57,13 @@ def _content(prompt: Prompt) -> Content:
 
 def _from_fields(fields: dict[str, Any]) -> Content:
     text, ids = fields.pop("prompt", None), fields.pop("prompt_token_ids", None)
-    salt = fields.pop("cache_salt", None)
+    salt, pictures = fields.pop("cache_salt", None), _pictures(fields.pop("multi_modal_data", None))
     for name, value in fields.items():
         if name in REFUSED and value is None:
             continue
-        reason = REFUSED.get(name, "known are prompt, prompt_token_ids and cache_salt")
+        reason = REFUSED.get(
+            name, "known are prompt, prompt_token_ids, multi_modal_data and cache_salt"
+        )
         raise RequestError(f"A prompt's field {name!r} is not supported: {reason}.", param=name)
     if text is None and ids is None:
         raise RequestError("A prompt needs prompt or prompt_token_ids.", param="prompt")
@@ -70,7 +73,20 @@ def _from_fields(fields: dict[str, Any]) -> Content:
         raise RequestError("prompt_token_ids must be a list of ids.", param="prompt_token_ids")
     if salt is not None and not isinstance(salt, str):
         raise RequestError("cache_salt must be text.", param="cache_salt")
-    return Content(text, None if ids is None else list(ids), salt or "")
+    return Content(text, None if ids is None else list(ids), salt or "", pictures)
+
+
+def _pictures(data: Any) -> tuple[Any, ...]:
+    """Of {"image": picture or list of pictures}."""
+    if data is None:
+        return ()
+    if not isinstance(data, Mapping) or set(data) - {"image"}:
+        raise RequestError(
+            'multi_modal_data must be {"image": picture or list of pictures}.',
+            param="multi_modal_data",
+        )
+    given = data.get("image", ())
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 def _wrong(prompt: object) -> RequestError:

@@ -119,12 +119,20 @@ class TextCodec:
         return text[: at + len(final.strip())] if final.strip() else text
 
     def make_request(
-        self, request_id: str, prompt: str | list[int], params: SamplingParams, seed: int
+        self,
+        request_id: str,
+        prompt: str | list[int],
+        params: SamplingParams,
+        seed: int,
+        known: frozenset[int] = frozenset(),
     ) -> Request:
-        """A core Request. Raises RequestError for ids out of range and prompts that do not fit."""
+        """A core Request. Raises RequestError for ids out of range and prompts that do not fit.
+
+        `known`: ids beyond the vocabulary that are taken all the same.
+        """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         for token in ids:
-            if type(token) is not int or not 0 <= token < self.vocab_size:
+            if type(token) is not int or not (0 <= token < self.vocab_size or token in known):
                 raise RequestError(
                     f"prompt: token id {token!r} is not in [0, {self.vocab_size}).", param="prompt"
                 )

@@ -26,7 +26,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS_MAX = 4096
 TEXT_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-    "chat_template.jinja",
+    "chat_template.jinja", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 
 

@@ -1,0 +1,96 @@
+"""LLM.generate with multi_modal_data: pictures woven into prompts, wrong ones named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.parity.vision_cases import GOLDENS
+
+from ranvier import LLM, SamplingParams
+from ranvier.core.errors import RequestError
+
+SIDE, MARK = 16, "<image>"
+PROCESSOR = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+
+
+def tokenizer():
+    """Words w0 ... w127, the picture's mark in the place of w5."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    vocab = {MARK if i == 5 else f"w{i}": i for i in range(128)}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens([AddedToken(MARK, special=True)])
+    return made.to_str()
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llm") / "llava"
+    shutil.copytree(GOLDENS / "llava", folder)
+    (folder / "tokenizer.json").write_text(tokenizer())
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    llm = LLM(str(folder), dtype="float32", max_model_len=192, max_num_seqs=4,
+              artifacts=str(folder.parent / "artifacts"))  # fmt: skip
+    yield llm
+    llm.close()
+
+
+def picture(seed):
+    values = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+def tokens(llm, *prompts):
+    outputs = llm.generate(list(prompts), GREEDY, use_tqdm=False)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def prompt(text, *pictures):
+    return {"prompt": text, "multi_modal_data": {"image": list(pictures)}}
+
+
+def test_a_mix_of_prompts_is_as_each_alone_and_pictures_count(seeing):
+    mixed = (
+        "w10 w11 w12",
+        prompt(f"w10 {MARK} w11", picture(1)),
+        prompt(f"{MARK} w20 {MARK} {MARK} w21", picture(1), picture(2), picture(3)),
+    )
+    together = tokens(seeing, *mixed)
+    assert together == [tokens(seeing, one)[0] for one in mixed]
+    assert tokens(seeing, prompt(f"w10 {MARK} w11", picture(4)))[0] != together[1]
+    assert tokens(seeing, prompt(f"w10 {MARK} w11", np.asarray(picture(1))))[0] == together[1]
+
+
+def test_placeholders_are_repeated_once_a_feature(seeing):
+    (output,) = seeing.generate(prompt(f"w10 {MARK} w11", picture(1)), GREEDY, use_tqdm=False)
+    assert output.prompt_token_ids == [10, *[5] * 16, 11]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (prompt("w10 w11", picture(1)), "0 image placeholders; its pictures need 1"),
+        (prompt(f"{MARK} {MARK}", picture(1)), "2 image placeholders; its pictures need 1"),
+        (prompt(MARK, "cat.png"), "not str"),
+        (prompt(MARK, np.zeros((4, 4), np.float32)), "array of float32"),
+        ({"prompt": MARK, "multi_modal_data": {"video": []}}, "multi_modal_data must be"),
+        (prompt(f"{MARK} " * 9, *map(picture, range(9))), "9 pictures; at most 8 fit"),
+    ],
+)
+def test_wrong_pictures_are_named(seeing, given, message):
+    with pytest.raises(RequestError, match=message):
+        seeing.generate(given, GREEDY, use_tqdm=False)
+
+
+def test_a_text_model_takes_no_pictures(llm):
+    with pytest.raises(RequestError, match="takes no pictures"):
+        llm.generate(prompt("a", picture(1)), GREEDY, use_tqdm=False)
