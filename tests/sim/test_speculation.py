@@ -9,6 +9,7 @@ from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
 from ranvier.engine.loop import Engine
+from ranvier.schedule.sequence import Sequence
 from ranvier.sim.checker import check_scheduler
 from ranvier.sim.runner import SimulatedRunner, next_token
 from tests.sim import storm
@@ -105,6 +106,15 @@ def test_a_perfect_drafter_takes_few_steps_and_is_counted():
     assert stats.steps < 20
     assert stats.accepted_tokens == stats.draft_tokens == sum(stats.accepted_per_position)
     assert stats.accepted_per_position[0] == stats.drafts
+
+
+def test_a_placeholder_beyond_the_vocabulary_is_never_guessed():
+    speculation = make("ngram").scheduler.speculation
+    sequence = Sequence(request("a", [1, 2, 7, 1, 2]), 0, 0.0)
+    room, found = speculation._guess(sequence, SpeculationConfig(method="ngram", lookup_min=1))
+    assert (room, found) == (0, [])
+    sequence.tokens[2] = 1
+    assert speculation._guess(sequence, SpeculationConfig(method="ngram"))[1] == [1, 1, 2]
 
 
 def test_without_a_method_nothing_is_guessed():

@@ -20,11 +20,11 @@ def pack_media(meta: NDArray[np.int32], chunks: list[Chunk], layout: MetaLayout)
     fields = {name: meta[at] for name, at in layout.slices.items()}
     if "feature_source" in fields:
         fields["feature_source"][:] = -1
-    done = 0
+    done, row = 0, layout.tokens // layout.rows if layout.family == "decode" else 0
     for i, chunk in enumerate(chunks):
         stop = done + len(chunk.token_ids)
         _put(fields, chunk, i, slice(done, stop), layout)
-        done = stop
+        done = done + row if row else stop  # rows of a decode step are equally long
 
 
 def _put(fields: dict[str, Any], chunk: Chunk, i: int, at: slice, layout: MetaLayout) -> None:

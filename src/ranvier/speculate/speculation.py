@@ -8,6 +8,7 @@ that the last tokens are decoded plainly.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Protocol
 
 from ranvier.core.config import SpeculationConfig
@@ -110,6 +111,8 @@ class Speculation:
         if sequence.lookup is None:
             sequence.lookup = Lookup(config.lookup_min, config.lookup_max)
         found = sequence.lookup.guess(sequence.tokens, room) if room else []
+        # A placeholder of a picture need not be in the vocabulary, and is never said.
+        found = list(takewhile(lambda token: token < self._info.vocab_size, found))
         return len(found), found
 
     def _lag(self, sequence: Sequence) -> int:
