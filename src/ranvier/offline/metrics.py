@@ -18,6 +18,8 @@ COUNTERS = {
     "vllm:num_preemptions": "preemptions",
     "vllm:prefix_cache_queries": "prefix_queries",
     "vllm:prefix_cache_hits": "prefix_hits",
+    "vllm:mm_cache_queries": "mm_queries",
+    "vllm:mm_cache_hits": "mm_hits",
     "vllm:spec_decode_num_drafts": "drafts",
     "vllm:spec_decode_num_draft_tokens": "draft_tokens",
     "vllm:spec_decode_num_accepted_tokens": "accepted_tokens",

@@ -52,6 +52,8 @@ COUNTERS: dict[str, tuple[Callable[[EngineStats], float], str]] = {
     "vllm:num_preemptions": (lambda s: s.preemptions, "Sequences preempted."),
     "vllm:prefix_cache_queries": (lambda s: s.prefix_queries, "Tokens looked up."),
     "vllm:prefix_cache_hits": (lambda s: s.prefix_hits, "Tokens found."),
+    "vllm:mm_cache_queries": (lambda s: s.mm_queries, "Pictures looked up among encoded ones."),
+    "vllm:mm_cache_hits": (lambda s: s.mm_hits, "Pictures found encoded."),
     "vllm:spec_decode_num_drafts": (lambda s: s.drafts, "Drafts verified, one a sequence a step."),
     "vllm:spec_decode_num_draft_tokens": (lambda s: s.draft_tokens, "Tokens guessed."),
     "vllm:spec_decode_num_accepted_tokens": (lambda s: s.accepted_tokens, "Guesses that stood."),
