@@ -35,12 +35,11 @@ UNSUPPORTED = {
     "stop_profile": "profiles are taken by the system's own tools",
     "collective_rpc": "foreign code is not run in the engine",
     "apply_model": "foreign code is not run in the engine",
-    "reset_mm_cache": "only text models are served in this version",
 }
 """vLLM's methods that this LLM does not have, and why."""
 UNSUPPORTED_CHAT = {
     "lora_request": "LoRA adapters are not supported yet",
-    "mm_processor_kwargs": "only text models are served in this version",
+    "mm_processor_kwargs": "pictures are prepared as the model's own processor says",
 }
 
 
@@ -144,6 +143,10 @@ class Offline:
         """Forget every cached prefix; True, as in vLLM, when it is done."""
         self._engine.reset_prefix_cache()
         return True
+
+    def reset_mm_cache(self) -> None:
+        """Forget the features of every picture that no sequence holds."""
+        self._engine.reset_mm_cache()
 
     def close(self) -> None:
         """Free the device; a second call does nothing, a later generate is an error."""
