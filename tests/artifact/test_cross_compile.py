@@ -159,7 +159,7 @@ def test_published_models_lower_from_their_configs_alone(tmp_path, name, cores, 
     assert done.report["fits"] is True
     assert memory["total_bytes"] < memory["limit_bytes"] == 24 * 2**30
     assert [p["violations"] for p in done.report["programs"]] == [[], []]
-    assert "config alone" in done.report["missing"]["weights.bin"]
+    assert "config alone" in done.report["missing"]["weights.r0.bin"]
     text = (done.path / "programs/decode.r8.c8192.stablehlo").read_text()
     layers, hidden = (32, 4096) if "8b" in name else (80, 8192)
     kv, queries = (1, 4) if "8b" in name else (1, 2)
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_told_and_not_written(tmp_path):
         ({"target": "neuron-trn2", "instance": "inf2.xlarge"}, "Inferentia2 chips"),
         ({"target": "neuron-trn2", "instance": "trn2.48xlarg"}, "trn2.48xlarge"),
         ({"target": "cpu", "instance": "trn2.48xlarge"}, "is for Neuron"),
-        ({"target": "cpu", "tensor_parallel_size": 2}, "has only 1 yet"),
+        ({"target": "cpu", "pipeline_parallel_size": 2}, "does not divide the model's 3 layers"),
     ],
 )
 def test_wrong_choices_are_named(options, given, match):

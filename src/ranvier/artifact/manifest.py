@@ -24,6 +24,7 @@ __all__ = [
     "canonical",
     "differing",
     "join_hashes",
+    "weights_file",
 ]
 
 FORMAT = 4
@@ -58,6 +59,7 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     kv_layout: KvLayout
     buckets: BucketSet
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     logical_cores: int = 1
     """Neuron: physical cores of a logical one."""
     adapter_slots: int = 0
@@ -67,6 +69,11 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
 
     vision: VisionInfo | None = None
     """The encoder's buckets and bounds, of a model that sees pictures."""
+
+    @property
+    def ranks(self) -> int:
+        """How many devices run the programs together."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def name(self) -> str:
@@ -82,7 +89,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One packed weight in weights.bin."""
+    """One packed weight in a rank's file: in that of every rank at the same place."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -137,6 +144,11 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         """The same manifest with its digest filled in."""
         bare = msgspec.structs.replace(self, digest="")
         return msgspec.structs.replace(bare, digest=hashlib.sha256(canonical(bare)).hexdigest())
+
+
+def weights_file(rank: int, ranks: int) -> str:
+    """The file of a rank's packed weights."""
+    return "weights.bin" if ranks == 1 else f"weights.r{rank}.bin"
 
 
 def join_hashes(parts: list[bytes]) -> str:

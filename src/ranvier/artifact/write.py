@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ranvier.artifact.manifest import (
     ProgramEntry,
     canonical,
     join_hashes,
+    weights_file,
 )
 from ranvier.artifact.read import MANIFEST, check_file, read_manifest
 
@@ -78,27 +80,26 @@ class ArtifactWriter:
         self._files[name] = FileEntry(len(data), digest.hex())
 
     def add_weights(
-        self, arrays: Iterable[tuple[str, NDArray[Any]]]
+        self, arrays: Iterable[tuple[str, Sequence[NDArray[Any]]]]
     ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Stream arrays into weights.bin, each page-aligned; returns their shapes and dtypes."""
-        digest, offset = _Digest(), 0
+        """Stream (name, each rank's array of one shape) into the ranks' files, page-aligned.
+
+        Returns the shapes and dtypes of a rank's arrays.
+        """
+        ranks, offset = self.key.ranks, 0
         found = {}
-        path = self.folder / "weights.bin"
-        path.unlink(missing_ok=True)  # it may be a link to a finished artifact's
-        with path.open("wb") as file:
-            for name, array in arrays:
-                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                padding = bytes(-len(data) % ALIGN)
-                for part in (data.data, padding):
-                    file.write(part)
-                    digest.update(part)
-                shape, dtype = tuple(array.shape), array.dtype.name
-                self._arrays[name] = ArrayEntry(dtype, shape, offset, len(data))
-                found[name] = (shape, array.dtype)
-                offset += len(data) + len(padding)
-            file.flush()
-            os.fsync(file.fileno())
-        self._files["weights.bin"] = FileEntry(offset, digest.hex())
+        with ExitStack() as stack:
+            names = [weights_file(rank, ranks) for rank in range(ranks)]
+            files = [stack.enter_context(_HashedFile(self.folder / name)) for name in names]
+            for name, parts in arrays:
+                shape, dtype = tuple(parts[0].shape), parts[0].dtype
+                for part, file in zip(parts, files, strict=True):
+                    assert (part.shape, part.dtype) == (shape, dtype), name
+                    size = file.add(part)
+                self._arrays[name] = ArrayEntry(dtype.name, shape, offset, size)
+                found[name] = (shape, dtype)
+                offset = files[0].size
+        self._files.update({n: file.entry() for n, file in zip(names, files, strict=True)})
         return found
 
     def take_over(self, folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
@@ -152,6 +153,38 @@ class ArtifactWriter:
             return msgspec.json.decode(data, type=dict[str, FileEntry])
         except (OSError, msgspec.DecodeError):
             return {}
+
+
+class _HashedFile:
+    """A file of page-aligned arrays, hashed while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)  # it may be a link to a finished artifact's
+        self._file = path.open("wb")
+        self._digest = _Digest()
+        self.size = 0
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def add(self, array: NDArray[Any]) -> int:
+        """Append an array and its padding; the array's bytes."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        padding = bytes(-len(data) % ALIGN)
+        for part in (data.data, padding):
+            self._file.write(part)
+            self._digest.update(part)
+        self.size += len(data) + len(padding)
+        return len(data)
+
+    def entry(self) -> FileEntry:
+        return FileEntry(self.size, self._digest.hex())
 
 
 def set_aside(folder: Path) -> Path:

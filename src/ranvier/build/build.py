@@ -9,11 +9,13 @@ import functools
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from jaxlib import version as jaxlib_version
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import ranvier
@@ -22,17 +24,19 @@ from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
 from ranvier.artifact.write import ArtifactWriter
 from ranvier.build.drafting import Source, with_draft
-from ranvier.build.pack import constants, pack_weights
+from ranvier.build.pack import Form, constants, pack_ranks, pack_weights
 from ranvier.build.programs import Program, Sizes, model_numbers, programs
+from ranvier.build.shard.cut import Shard
 from ranvier.core.errors import ArtifactError, CheckpointError
 from ranvier.native import library
-from ranvier.runtime.compat import serialize
+from ranvier.runtime.compat import compile_stablehlo, serialize
 from ranvier.runtime.device import describe
+from ranvier.runtime.mesh import RankMesh, make_mesh
 from ranvier.targets.table import Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.folder import ModelFolder
 
-__all__ = ["artifact_key", "build_artifact", "has_weights", "machine_fingerprint"]
+__all__ = ["artifact_key", "build_artifact", "has_weights", "machine_fingerprint", "pack_all"]
 
 WORKERS = 2
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -60,6 +64,7 @@ def artifact_key(source: Source, sizes: Sizes, target: Target, flags: str) -> Ar
         kv_layout=sizes.kv_layout,
         buckets=sizes.buckets,
         tensor_parallel=sizes.tensor_parallel,
+        pipeline_parallel=sizes.pipeline_parallel,
         logical_cores=sizes.logical_cores,
         adapter_slots=sizes.adapter_slots,
         adapter_rank_max=sizes.adapter_rank_max,
@@ -116,15 +121,14 @@ def build_artifact(
 def _build(writer: ArtifactWriter, source: Source, sizes: Sizes, notice: Notice) -> Path:
     checkpoint, spec = source.checkpoint, source.spec
     notice("packing weights")
-    is_quantised = sizes.quantization != "none"
-    packed = pack_weights(checkpoint, spec, sizes.dtype, sizes.kernels, is_quantised=is_quantised)
-    packed = with_draft(packed, source.draft, sizes)
-    count = len(spec.arrays) + len(constants(spec))
+    packed = pack_all(source, sizes)
+    count = len(spec.arrays) + len(constants(Shard(spec, sizes.parallel, 0)))
     bar = tqdm(packed, desc="packing weights", total=count, disable=None)
     table = programs(spec, sizes, writer.add_weights(bar))
     missing = [p for p in table if not writer.reuse_program(ProgramEntry.of(p.shape))]
+    mesh = make_mesh(find_target(writer.key.target), writer.key.ranks)
     with ThreadPoolExecutor(WORKERS) as pool:
-        compile_ = functools.partial(_compile, find_target(writer.key.target).platform)
+        compile_ = functools.partial(_compile, mesh)
         done = zip(missing, pool.map(compile_, missing), strict=True)
         bar = tqdm(done, desc="compiling programs", total=len(missing), disable=None)
         for program, (text, binary) in bar:
@@ -141,8 +145,26 @@ def _build(writer: ArtifactWriter, source: Source, sizes: Sizes, notice: Notice)
     return writer.finish(model_numbers(spec, sizes))
 
 
-def _compile(platform: str, program: Program) -> tuple[bytes, bytes]:
-    lowered = program.lower(platform)
+def pack_all(source: Source, sizes: Sizes) -> Iterator[tuple[str, list[NDArray[Any]]]]:
+    """The packed weights of every rank, and of a drafter where there is one. As `pack_ranks`."""
+    is_quantised, parallel = sizes.quantization != "none", sizes.parallel
+    if parallel.ranks > 1:
+        form = Form(sizes.dtype, sizes.kernels, is_quantised)
+        shards = [Shard(source.spec, parallel, rank) for rank in range(parallel.ranks)]
+        yield from pack_ranks(source.checkpoint, shards, form)
+        return
+    packed = pack_weights(
+        source.checkpoint, source.spec, sizes.dtype, sizes.kernels, is_quantised=is_quantised
+    )
+    for name, array in with_draft(packed, source.draft, sizes):
+        yield name, [array]
+
+
+def _compile(mesh: RankMesh, program: Program) -> tuple[bytes, bytes]:
+    if program.parallel.ranks > 1:
+        text = str(program.module(mesh.platform)).encode()
+        return text, compile_stablehlo(text, mesh.devices).serialize()
+    lowered = program.lower(mesh.platform)
     return str(lowered.compiler_ir("stablehlo")).encode(), serialize(lowered.compile())
 
 

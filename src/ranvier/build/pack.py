@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.build.quantised import PackedStack, StackPacker, is_packable
+from ranvier.build.shard.cut import Shard, cut, cut_quantised
+from ranvier.build.shard.rank import ONE, Parallel, rank_spec
 from ranvier.core.errors import CheckpointError
 from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.nn.kernels.linear.pack import DTYPES, pack_layer, packed_shape
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.renamed import Renamed
 
-__all__ = ["check_tensors", "constants", "pack_weights", "weight_shapes"]
+__all__ = ["Form", "check_tensors", "constants", "pack_ranks", "pack_weights", "weight_shapes"]
 
 
-def weight_shapes(spec: DecoderSpec, dtype: str, kernels: str) -> dict[str, tuple[Any, Any]]:
-    """(shape, numpy dtype) of every weight argument of a program, by name."""
+@dataclass(frozen=True)
+class Form:
+    """What weights become: dtype, the kernels that read them, kept at their own width or not."""
+
+    dtype: str
+    kernels: str
+    is_quantised: bool = False
+    """Matrices that the checkpoint gives at their own width keep it where the kernels can read it,
+    as `name.blob` and `name.table`; elsewhere their rounded values are packed."""
+
+
+def weight_shapes(
+    spec: DecoderSpec, dtype: str, kernels: str, parallel: Parallel = ONE
+) -> dict[str, tuple[Any, Any]]:
+    """(shape, numpy dtype) of every weight argument of a rank's program, by name."""
     shapes: dict[str, tuple[Any, Any]] = {}
-    for array in spec.arrays:
+    for array in rank_spec(spec, parallel).arrays:
         if array.kind == "plain":
             shapes[array.name] = (array.shape, np.float32)
         else:
             shapes[array.name] = (packed_shape(array.shape, dtype, kernels), DTYPES[dtype])
-    for name, value in constants(spec).items():
+    for name, value in constants(Shard(spec, parallel, 0)).items():
         shapes[name] = (value.shape, value.dtype)
     return shapes
 
 
-def constants(spec: DecoderSpec) -> dict[str, NDArray[Any]]:
-    """Arrays that come from the config: nothing is closed over by a program."""
+def constants(shard: Shard) -> dict[str, NDArray[Any]]:
+    """Arrays that come from the config and the rank: nothing is closed over by a program."""
+    spec, parallel = shard.spec, shard.parallel
+    each = spec.layers // parallel.pipeline
+    first = parallel.stage(shard.rank) * each
+    own = slice(first, first + each)
     found: dict[str, NDArray[Any]] = {
         "inv_freq": np.asarray([rope.inv_freq for rope in spec.ropes], np.float32),
         "rope_scale": np.asarray([rope.scale for rope in spec.ropes], np.float32),
-        "ropes": np.asarray(spec.ropes_of_layer, np.int32),
-        "windows": np.asarray(spec.windows, np.int32),
+        "ropes": np.asarray(spec.ropes_of_layer[own], np.int32),
+        "windows": np.asarray(spec.windows[own], np.int32),
     }
     if spec.rope_axes:
         found["rope_axes"] = np.eye(3, dtype=np.float32)[:, list(spec.rope_axes)]
@@ -45,6 +65,8 @@ def constants(spec: DecoderSpec) -> dict[str, NDArray[Any]]:
         whole = np.asarray(value)
         is_whole = np.issubdtype(whole.dtype, np.integer)
         found[name] = whole.astype(np.int32 if is_whole else np.float32)
+    if parallel.ranks > 1:
+        found["rank"] = np.asarray([shard.rank], np.int32)
     return found
 
 
@@ -56,28 +78,37 @@ def pack_weights(
     *,
     is_quantised: bool = False,
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield (name, packed stack) of every weight. Raises CheckpointError naming the tensor.
+    """Yield (name, packed stack) of every weight of the whole model. As `pack_ranks`."""
+    form = Form(dtype, kernels, is_quantised)
+    for name, (stack,) in pack_ranks(checkpoint, [Shard(spec, ONE, 0)], form):
+        yield name, stack
 
-    is_quantised: matrices that the checkpoint gives at their own width keep it where the kernels
-    can read it, as `name.blob` and `name.table`; elsewhere their rounded values are packed.
-    Cost: at most one stack in its packed form and one layer in f32 at a time.
+
+def pack_ranks(
+    checkpoint: Checkpoint, shards: Sequence[Shard], form: Form
+) -> Iterator[tuple[str, list[NDArray[Any]]]]:
+    """Yield (name, its packed stack for each shard) of every weight; the shapes are all equal.
+
+    Raises CheckpointError naming the tensor, ConfigError for groups that can't be cut.
+    Cost: each tensor is read once, of a mapped file only what the shards take; at most one stack of
+    all shards in its packed form and one layer in f32 are in memory at a time.
     """
+    spec = shards[0].spec
     if spec.prefixes:
         checkpoint = Renamed(checkpoint, spec.prefixes)
     check_tensors(checkpoint, spec)
-    source = _Rounded(checkpoint) if is_quantised else checkpoint
+    source = _Rounded(checkpoint) if form.is_quantised else checkpoint
     for array in spec.arrays:
-        whole = _whole(checkpoint, array) if is_quantised and kernels == "cpu" else None
-        if whole is not None:
-            yield f"{array.name}.blob", whole.blob
-            yield f"{array.name}.table", whole.table
+        is_whole = form.is_quantised and form.kernels == "cpu"
+        stacks = _whole(checkpoint, array, shards) if is_whole else None
+        if stacks is not None:
+            yield f"{array.name}.blob", _padded([stack.blob for stack in stacks])
+            yield f"{array.name}.table", [stack.table for stack in stacks]
             continue
-        shape, kind = weight_shapes(spec, dtype, kernels)[array.name]
-        out = np.empty(shape, kind)
-        for layer, names in enumerate(array.sources):
-            out[layer] = _layer(source, array, names, dtype, kernels)
-        yield array.name, out
-    yield from constants(spec).items()
+        yield array.name, _dense(source, array, shards, form)
+    own = [constants(shard) for shard in shards]
+    for name in own[0]:
+        yield name, [values[name] for values in own]
 
 
 def check_tensors(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
@@ -113,30 +144,59 @@ class _Rounded:
         return self._checkpoint.read(name) if tensor is None else tensor.values()
 
 
-def _whole(checkpoint: Checkpoint, array: ArraySpec) -> PackedStack | None:
-    """The stack at its own width; None where a part of it is dense or of no packable format."""
+def _whole(
+    checkpoint: Checkpoint, array: ArraySpec, shards: Sequence[Shard]
+) -> list[PackedStack] | None:
+    """The stacks at their own width; None where a part is dense or of no packable format."""
     if array.kind == "plain":
         return None
-    stack = StackPacker(array.name, is_gated=array.kind == "gated")
-    for names in array.sources:
+    stacks = [StackPacker(array.name, is_gated=array.kind == "gated") for _ in shards]
+    for layer, names in enumerate(array.sources):
+        owners = [i for i, shard in enumerate(shards) if layer in shard.layers(array)]
         parts = []
-        for name in names:
+        for name in names if owners else ():
             tensor = checkpoint.read_quantised(name)
             if tensor is None or not is_packable(tensor):
                 return None
             parts.append(tensor)
-        stack.add(parts)
-    return stack.finish()
+        for i in owners:
+            stacks[i].add(cut_quantised(parts, array, shards[i]))
+    return [stack.finish() for stack in stacks]
+
+
+def _padded(blobs: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """The runs of bytes of all ranks at the length of the longest: formats may differ by layer."""
+    size = max(len(blob) for blob in blobs)
+    return [blob if len(blob) == size else np.pad(blob, (0, size - len(blob))) for blob in blobs]
+
+
+def _dense(
+    source: _Reader, array: ArraySpec, shards: Sequence[Shard], form: Form
+) -> list[NDArray[Any]]:
+    shape, kind = _shape(array, shards[0], form)
+    stacks = [np.empty(shape, kind) for _ in shards]
+    for layer, names in enumerate(array.sources):
+        owners = [i for i, shard in enumerate(shards) if layer in shard.layers(array)]
+        parts = [source.read(name) for name in names] if owners else []
+        for i in owners:
+            own = cut(parts, array, shards[i])
+            at = layer - shards[i].layers(array).start
+            stacks[i][at] = _layer(own, array, form, shape[1:])
+    return stacks
+
+
+def _shape(array: ArraySpec, shard: Shard, form: Form) -> tuple[Any, Any]:
+    return weight_shapes(shard.spec, form.dtype, form.kernels, shard.parallel)[array.name]
 
 
 def _layer(
-    checkpoint: _Reader, array: ArraySpec, names: tuple[str, ...], dtype: str, kernels: str
+    parts: list[NDArray[Any]], array: ArraySpec, form: Form, shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    parts = [checkpoint.read(name) for name in names]
     if array.kind == "plain":
         flat = np.concatenate([part.astype(np.float32).reshape(-1) for part in parts])
-        return (flat + np.float32(array.offset)).reshape(array.shape[1:])
+        return (flat + np.float32(array.offset)).reshape(shape)
     # A convolution over patches without overlap is a linear of their values.
     wide = [part.astype(np.float32).reshape(len(part), -1) for part in parts]
     wide = [part.T for part in wide] if array.is_transposed else wide
-    return pack_layer(wide, is_gated=array.kind == "gated", dtype=dtype, kernels=kernels)
+    is_gated = array.kind == "gated"
+    return pack_layer(wide, is_gated=is_gated, dtype=form.dtype, kernels=form.kernels)

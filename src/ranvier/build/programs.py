@@ -13,19 +13,21 @@ import jax.numpy as jnp
 from ranvier.build.drafting import draft_state, draft_weight_shapes, make_drafter
 from ranvier.build.lora.form import adapter_form, adapter_numbers, linear_parts
 from ranvier.build.lora.place import place_arguments, place_piece
-from ranvier.build.neuron.one_core import one_core
-from ranvier.build.neuron.shard import AXIS, across_cores, core_spec
 from ranvier.build.pack import weight_shapes
+from ranvier.build.shard.lower import over_ranks
+from ranvier.build.shard.one_rank import one_rank
+from ranvier.build.shard.rank import ONE, Parallel, rank_spec
 from ranvier.build.vision.encoders import encoder_numbers, encoder_programs, is_seeing, vision_state
 from ranvier.core.buckets import BucketSet
 from ranvier.core.media import VisionInfo
 from ranvier.core.program import KvLayout, ProgramShape, place_shapes, program_shapes
 from ranvier.models.draft import DraftSpec
-from ranvier.models.spec import DecoderSpec, VisionSpec
-from ranvier.nn.decoder import Decoder, Shards
+from ranvier.models.spec import DecoderSpec
+from ranvier.nn.decoder import Decoder
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear.pack import DTYPES
 from ranvier.nn.kernels.table import CacheShapes, select
+from ranvier.nn.shards import Shards
 from ranvier.weights.lora.form import stack_shapes
 
 __all__ = ["Program", "Sizes", "cache_shapes", "model_numbers", "programs", "state_shapes"]
@@ -46,6 +48,7 @@ class Sizes:
     logprobs_max: int
     edits_max: int
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     logical_cores: int = 1
     """Neuron: physical cores of a logical one."""
     quantization: str = "none"
@@ -64,17 +67,19 @@ class Sizes:
     vision: VisionInfo | None = None
     """The encoder's buckets and bounds, of a model that sees pictures."""
 
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel(self.tensor_parallel, self.pipeline_parallel)
+
 
 @dataclass(frozen=True)
 class Program:
-    """One function for one bucket."""
+    """One function for one bucket; of several ranks that of each, with its own arguments."""
 
     shape: ProgramShape
     function: Any
     arguments: tuple[Any, ...]
-    cores: int = 1
-    vision: VisionSpec | None = None
-    """A core's encoder, of a model that sees pictures."""
+    parallel: Parallel = ONE
 
     @property
     def name(self) -> str:
@@ -86,21 +91,22 @@ class Program:
         The state (argument 1) is donated; unused arguments are kept.
         """
         function, arguments = self.function, self.arguments
-        if self.cores > 1:
+        if self.parallel.ranks > 1:
             has_output = self.shape.family not in ("patches", "tiles")
-            function, arguments = across_cores(
-                function, arguments, self.cores, self.vision, has_output=has_output
+            function, arguments = over_ranks(
+                function, arguments, self.parallel, has_output=has_output
             )
         jitted = jax.jit(function, donate_argnums=1, keep_unused=True)
         return jitted.trace(*arguments).lower(lowering_platforms=(platform,))
 
     def module(self, platform: str) -> Any:
-        """The StableHLO of one core, its state aliased to its outputs."""
+        """The StableHLO of one rank, its state aliased to its outputs."""
         module = self.lower(platform).compiler_ir("stablehlo")
-        if self.cores == 1:
+        if self.parallel.ranks == 1:
             return module
         weights, state, _ = self.arguments
-        return one_core(module, range(len(weights), len(weights) + len(state)), self.cores)
+        donated = range(len(weights), len(weights) + len(state))
+        return one_rank(module, donated, self.parallel.ranks)
 
 
 def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
@@ -130,8 +136,8 @@ def state_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[tuple[int, 
 
 
 def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
-    """What the runtime has to know beside the key: the manifest's `model`. Shapes are a core's."""
-    own = spec if sizes.tensor_parallel == 1 else core_spec(spec, sizes.tensor_parallel)
+    """What the runtime has to know beside the key: the manifest's `model`. Shapes are a rank's."""
+    own = rank_spec(spec, sizes.parallel)
     return {
         **dataclasses.asdict(dataclasses.replace(sizes, draft=None)),
         "vocab_size": spec.vocab_size,
@@ -146,28 +152,29 @@ def model_numbers(spec: DecoderSpec, sizes: Sizes) -> dict[str, Any]:
 def programs(
     spec: DecoderSpec, sizes: Sizes, arrays: Mapping[str, tuple[Any, Any]] | None = None
 ) -> list[Program]:
-    """Every program of the bucket set; arguments are those of one core.
+    """Every program of the bucket set; arguments are those of one rank.
 
-    `arrays`: (shape, dtype) of the packed weights, where they are not those that follow from spec.
+    `arrays`: (shape, dtype) of a rank's packed weights, where they are not those that follow from
+    spec.
     """
     struct: Any = jax.ShapeDtypeStruct
-    kernels, cores, vocab = select(sizes.kernels), sizes.tensor_parallel, spec.vocab_size
-    spec = spec if cores == 1 else core_spec(spec, cores)
+    kernels, parallel, vocab = select(sizes.kernels), sizes.parallel, spec.vocab_size
     shapes = arrays or _weight_shapes(spec, sizes)
+    spec = rank_spec(spec, parallel)
     everything = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     weights = {name: value for name, value in everything.items() if not is_seeing(name)}
     form = adapter_form(spec, sizes)
     stacks = {} if form is None else stack_shapes(form)
     weights |= {name: struct(shape, jnp.dtype(kind)) for name, (shape, kind) in stacks.items()}
-    if cores > 1:
-        weights["rank"] = struct((1,), jnp.int32)
+    shards = None
+    if parallel.ranks > 1:
+        shards = Shards(vocab, parallel.tensor, parallel.pipeline)
     state = {
         name: struct(shape, jnp.dtype(kind))
         for name, (shape, kind) in state_shapes(spec, sizes).items()
     }
     kind = DTYPES[sizes.dtype]
     drafter = None if sizes.draft is None else make_drafter(sizes.draft, spec, kernels, sizes.dtype)
-    shards = None if cores == 1 else Shards(AXIS, vocab)
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
         layout = shape.layout(sizes.block_tokens, sizes.max_model_len, sizes.vision)
@@ -180,14 +187,13 @@ def programs(
             spec, kernels, layout, sizes.logprobs_max, shards, kind,
             drafter if shape.lookahead else None, {} if form is None else linear_parts(form),
         )  # fmt: skip
-        function, arguments = decoder.step, (weights, state, inputs)
-        table.append(Program(shape, function, arguments, cores, spec.vision))
+        table.append(Program(shape, decoder.step, (weights, state, inputs), parallel))
     if spec.vision is not None and sizes.vision is not None:
         seeing = {name: value for name, value in everything.items() if is_seeing(name)}
         for shape, function, arguments in encoder_programs(
             spec, sizes.vision, kernels, seeing, state, shards.sum if shards else None
         ):
-            table.append(Program(shape, function, arguments, cores, spec.vision))
+            table.append(Program(shape, function, arguments, parallel))
     if form is not None:
         for shape in place_shapes(form.slots):
             table.append(Program(shape, place_piece, place_arguments(form)))
@@ -196,7 +202,7 @@ def programs(
 
 def _weight_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[Any, Any]]:
     """Of the target and, where there is one, its drafter."""
-    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels)
+    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels, sizes.parallel)
     if sizes.draft is None:
         return shapes
     return {**shapes, **draft_weight_shapes(sizes.draft, sizes.dtype, sizes.kernels)}

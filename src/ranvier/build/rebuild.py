@@ -14,7 +14,7 @@ from ranvier.artifact.write import ArtifactWriter
 from ranvier.core.errors import ArtifactError
 from ranvier.native import library
 from ranvier.runtime.compat import compile_stablehlo
-from ranvier.runtime.device import open_device
+from ranvier.runtime.mesh import make_mesh
 from ranvier.targets.table import find_target
 
 __all__ = ["is_mendable", "rebuild_programs"]
@@ -40,7 +40,7 @@ def rebuild_programs(
         if not is_mendable(damaged):
             raise ArtifactError(f"{folder}: {', '.join(sorted(damaged))}: can't be made again.")
         library.register()
-        device = open_device(find_target(manifest.key.target))
+        mesh = make_mesh(find_target(manifest.key.target), manifest.key.ranks)
         writer = ArtifactWriter(root, manifest.key)
         whole = [name for name in manifest.files if name not in damaged]
         writer.take_over(folder, manifest, whole)
@@ -48,6 +48,6 @@ def rebuild_programs(
             if f"programs/{program.name}.bin" in damaged:
                 notice(f"compiling {program.name} again from its StableHLO")
                 text = (folder / f"programs/{program.name}.stablehlo").read_bytes()
-                binary = compile_stablehlo(text, device).serialize()
+                binary = compile_stablehlo(text, mesh.devices).serialize()
                 writer.add_file(f"programs/{program.name}.bin", binary)
         return writer.finish(manifest.model)

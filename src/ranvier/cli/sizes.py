@@ -12,6 +12,7 @@ from ranvier.build.drafting import Source
 from ranvier.build.lora.form import adapter_form
 from ranvier.build.pack import weight_shapes
 from ranvier.build.programs import Sizes, cache_shapes
+from ranvier.build.shard.rank import rank_spec
 from ranvier.build.vision.encoders import vision_state
 from ranvier.cli.drafting import Drafting, with_drafts
 from ranvier.cli.neuron import bucket_request
@@ -25,6 +26,7 @@ from ranvier.cli.options.settings import (
     say,
 )
 from ranvier.cli.options.speculative import read_speculative
+from ranvier.cli.parallel import check_features, check_parallel
 from ranvier.cli.pictures import of_pictures, vision_of
 from ranvier.cli.quantisation import DENSE, quantisation_of, stored_bytes
 from ranvier.core.buckets import BucketLimits, BucketSet
@@ -86,17 +88,14 @@ def plan_sizes(
     """
     spec = of_pictures(options, spec)
     target, memory = choose_target(options), host_memory()
-    if options.tensor_parallel_size > 1 and not target.is_neuron:
-        raise ConfigError(
-            f"tensor_parallel_size={options.tensor_parallel_size}: {target.name} has only 1 yet.",
-            hint="For Neuron it can be compiled: ranvier compile --target neuron-trn2.",
-        )
+    check_parallel(options, spec, target)
     share = options.gpu_memory_utilization
     bound = int((share or SHARE_DEFAULT) * memory.total_bytes)
     sizes = _sizes(options, _length(options, spec), target)
     quantization = quantisation_of(options, checkpoint, sizes.dtype)
     stored = stored_bytes(checkpoint) if quantization != DENSE and sizes.kernels == "cpu" else None
     sizes = _of_model(options, sizes, spec, quantization, drafting)
+    check_features(sizes, target)
     need = _need(spec, sizes, stored, drafting)
     if target.platform != "cpu":
         if share is not None:
@@ -191,6 +190,7 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
         buckets=buckets,
         kv_cache_dtype=_kv_cache_dtype(options.kv_cache_dtype, dtype, target),
         tensor_parallel=options.tensor_parallel_size,
+        pipeline_parallel=options.pipeline_parallel_size,
         logical_cores=_logical_cores(options, target),
         logprobs_max=LIMITS.logprobs_max,
         edits_max=length + LIMITS.logit_bias_max,
@@ -308,16 +308,17 @@ def _need(
         block_count=sizes.block_count,
         max_model_len=sizes.max_model_len,
         max_num_seqs=sizes.max_num_seqs,
-        program_bytes=_program_bytes(spec, sizes),
+        program_bytes=_program_bytes(spec, sizes) * sizes.parallel.ranks,
     )
 
 
 def _model_bytes(spec: DecoderSpec, sizes: Sizes, stored: int | None) -> tuple[int, int]:
-    """Of the weights and of one block of the caches."""
-    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels).values()
-    dense = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes)
-    cache = cache_shapes(spec, replace(sizes, block_count=1))
-    block = (math.prod(cache.k) + math.prod(cache.v)) * cache.dtype.itemsize
+    """Of the weights and of one block of the caches, of all ranks."""
+    parallel = sizes.parallel
+    shapes = weight_shapes(spec, sizes.dtype, sizes.kernels, parallel).values()
+    dense = parallel.ranks * sum(math.prod(s) * np.dtype(kind).itemsize for s, kind in shapes)
+    cache = cache_shapes(rank_spec(spec, parallel), replace(sizes, block_count=1))
+    block = parallel.ranks * (math.prod(cache.k) + math.prod(cache.v)) * cache.dtype.itemsize
     return dense if stored is None else min(dense, stored), block
 
 

@@ -138,9 +138,12 @@ def open_runner(folder: Path, options: Options, phases: Phases) -> DeviceRunner:
     """A warm runner, damaged binaries mended. Appends (phase, seconds) to `phases`."""
     from ranvier.artifact.binaries import comes_without_binaries
     from ranvier.artifact.read import read_manifest
+    from ranvier.runtime.device import ask_for_cpus
     from ranvier.runtime.load import load_runner
 
     manifest = read_manifest(folder)
+    if manifest.key.target == "cpu":
+        ask_for_cpus(manifest.key.ranks)
     _check_cores(manifest.key)
     if comes_without_binaries(manifest):
         return _open_bare(folder, manifest, options, phases)
@@ -187,7 +190,7 @@ def _check_cores(key: ArtifactKey) -> None:
     if find_target(key.target).is_neuron:
         check_cores(
             machine_variables(),
-            tensor_parallel=key.tensor_parallel,
+            ranks=key.ranks,
             logical_core_config=key.logical_cores,
         )
 
@@ -308,9 +311,11 @@ def plan(options: Options, checkpoint: Checkpoint) -> Plan:
     """The sizes of a build, checked against the memory. Imports jax."""
     set_flags()
     from ranvier.cli.drafting import open_drafting
+    from ranvier.cli.parallel import prepare_devices
     from ranvier.cli.sizes import plan_sizes
     from ranvier.models.table import resolve
 
+    prepare_devices(options)
     spec = resolve(checkpoint.config)
     drafting = open_drafting(options, checkpoint, spec, locate, cache_folder() / "hashes")
     return plan_sizes(options, spec, checkpoint, drafting)

@@ -33,6 +33,8 @@ class Limits:
     """HTTP request headers."""
     header_read_s: float = 30.0
     """Time for a new connection to send the headers of its first request."""
+    ranks_max: int = 1024
+    """Devices that run one model together."""
     template_render_s: float = 5.0
     """Time to render a chat template."""
     stream_events_max: int = 4096

@@ -23,13 +23,16 @@ from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.lora import LoraPart, lora_of
 from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.shards import Shards
 from ranvier.nn.vision.cross import CrossLayers
 from ranvier.nn.vision.text import Seen, look
 
-__all__ = ["Decoder", "DecoderNumbers", "Shards"]
+__all__ = ["Decoder", "DecoderNumbers"]
 
 Weights = Mapping[str, Array]
 State = dict[str, Array]
+Carry = tuple[Array, Array, Array]
+"""What goes through the layers: x [T, D], k, v."""
 
 
 class DecoderNumbers(Protocol):
@@ -73,23 +76,6 @@ class DecoderNumbers(Protocol):
     def cross_before(self) -> tuple[int, ...]: ...
     @property
     def embed_rows(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Shards:
-    """The decoder is one core's part of a model: `spec` holds the core's own numbers.
-
-    `axis` names the mesh axis; weights["rank"] int32 [1] is the core's place on it. `vocab_size` is
-    the whole model's.
-    """
-
-    axis: str
-    vocab_size: int
-
-    def sum(self, x: Array) -> Array:
-        """The sum over cores."""
-        summed: Array = lax.psum(x, self.axis)  # type: ignore[no-untyped-call]
-        return summed
 
 
 @dataclass(frozen=True)
@@ -158,10 +144,7 @@ class Decoder:
             rows_RD, head, first, count,
             outputs=self.spec.vocab_size, norm=norm, out_dtype=jnp.float32,
         )  # fmt: skip
-        if self.shards is None:
-            return logits_RV
-        whole_RV: Array = lax.all_gather(logits_RV, self.shards.axis, axis=1, tiled=True)
-        return whole_RV[:, : self.shards.vocab_size]
+        return logits_RV if self.shards is None else self.shards.whole_logits(logits_RV)
 
     def _look(
         self, weights: Weights, x_TD: Array, state: State, meta: Array
@@ -183,7 +166,7 @@ class Decoder:
         return jnp.where(source_T >= 0, last_T, meta[self.layout.slices["token_ids"]])
 
     def embed(self, weights: Weights, ids_T: Array) -> Array:
-        """Rows of tokens; of several cores the one that holds a token gives its row."""
+        """Rows of tokens; of several ranks the one that holds a token gives its row."""
         spec, table = self.spec, weight_of(weights, "embed")
         if self.shards is None:
             return self.kernels.embed(table, ids_T, hidden=spec.hidden, scale=spec.embed_scale)
@@ -191,7 +174,7 @@ class Decoder:
         own_T = jnp.clip(ids_T, 0, spec.embed_rows - 1)
         x_TD = self.kernels.embed(table, own_T, hidden=spec.hidden, scale=spec.embed_scale)
         x_TD = jnp.where((ids_T == own_T)[:, None], x_TD, 0.0)
-        return self.shards.sum(x_TD)
+        return self.shards.sum_all(x_TD)
 
     def run(
         self,
@@ -210,14 +193,13 @@ class Decoder:
         cos_sin, seen = self._angles(weights, meta), seen or Seen()
         slots_T = self._slots(meta) if self.adapters else None
 
-        def body(
-            carry: tuple[Array, Array, Array], layer: Array
-        ) -> tuple[tuple[Array, Array, Array], None]:
-            x_TD, k, v = carry
+        if self.shards is not None and self.shards.pipeline > 1:
+            assert not (wanted or seen.across or self.adapters), "not over pipeline stages"
+            return (*self._relay(weights, (x_TD, *caches), meta, cos_sin), ())
+
+        def body(carry: Carry, layer: Array) -> tuple[Carry, None]:
             at = _At(weights, layer[None], meta, slots_T)
-            out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)
-            x_TD = self._add(at, "o", x_TD, out_TO)
-            x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, self.dtype or k.dtype))
+            x_TD, k, v = self._layer(at, carry, cos_sin)
             return (seen.deepen(x_TD, layer), k, v), None
 
         carry, found = (x_TD, *caches), []
@@ -232,6 +214,28 @@ class Decoder:
         if self.spec.layers in seen.across:
             carry = (seen.across[self.spec.layers](carry[0]), *carry[1:])
         return (*carry, tuple(found))
+
+    def _relay(self, weights: Weights, carry: Carry, meta: Array, cos_sin: Array) -> Carry:
+        """The layers of each pipeline stage in turn."""
+
+        def layers(carry: Carry, meta: Array) -> Carry:
+            def body(carry: Carry, layer: Array) -> tuple[Carry, None]:
+                return self._layer(_At(weights, layer[None], meta, None), carry, cos_sin), None
+
+            done: Carry = lax.scan(body, carry, jnp.arange(self.spec.layers, dtype=jnp.int32))[0]
+            return done
+
+        assert self.shards is not None
+        x_TD, k, v = self.shards.relay(layers, weights, carry, meta)
+        return x_TD, k, v
+
+    def _layer(self, at: _At, carry: Carry, cos_sin: Array) -> Carry:
+        """Attention and MLP of one layer."""
+        x_TD, k, v = carry
+        out_TO, k, v = self._attend(at, x_TD, k, v, cos_sin)
+        x_TD = self._add(at, "o", x_TD, out_TO)
+        x_TD = self._add(at, "down", x_TD, self._gate(at, x_TD, self.dtype or k.dtype))
+        return x_TD, k, v
 
     def _angles(self, weights: Weights, meta: Array) -> Array:
         """Cosines and sines of each token's position, or of its three."""

@@ -5,10 +5,12 @@ Executables travel as PJRT's own bytes, never as a pickle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed, xla_bridge
 from jax._src.lib import _jax, xla_client  # type: ignore[attr-defined]
 
@@ -27,18 +29,30 @@ def serialize(compiled: Any) -> bytes:
     return bytes(compiled.runtime_executable().serialize())
 
 
-def compile_stablehlo(text: bytes, device: jax.Device) -> LoadedProgram:
-    """Compile StableHLO for a device, without tracing; for build/ alone."""
+def compile_stablehlo(text: bytes, devices: Sequence[jax.Device]) -> LoadedProgram:
+    """Compile StableHLO of one rank for all of them, without tracing; for build/ alone."""
+    client, options = devices[0].client, _options(devices)
+    return LoadedProgram(
+        client.compile_and_load(text, xla_client.DeviceList(tuple(devices)), options)
+    )
+
+
+def deserialize(data: bytes, devices: Sequence[jax.Device]) -> LoadedProgram:
+    """Load an executable for the devices of its ranks. Raises what the backend raises."""
+    client = devices[0].client
+    options = _options(devices) if len(devices) > 1 else None
+    return LoadedProgram(
+        client.deserialize_executable(data, xla_client.DeviceList(tuple(devices)), options)
+    )
+
+
+def _options(devices: Sequence[jax.Device]) -> Any:
+    """Each rank is a replica, on its device."""
     options = xla_client.CompileOptions()
-    options.num_replicas = options.num_partitions = 1
-    devices = xla_client.DeviceList((device,))
-    return LoadedProgram(device.client.compile_and_load(text, devices, options))
-
-
-def deserialize(data: bytes, device: jax.Device) -> LoadedProgram:
-    """Load an executable for a device. Raises what the backend raises."""
-    devices = xla_client.DeviceList((device,))
-    return LoadedProgram(device.client.deserialize_executable(data, devices, None))
+    options.num_replicas, options.num_partitions = len(devices), 1
+    ids = np.asarray([[device.id] for device in devices])
+    options.device_assignment = xla_client.DeviceAssignment.create(ids)
+    return options
 
 
 def bind_collectives(address: str) -> None:
@@ -59,8 +73,14 @@ class LoadedProgram:
         self._executable = executable
 
     def __call__(self, arguments: list[jax.Array]) -> list[jax.Array]:
+        """The outputs on the first local device."""
+        return [parts[0] for parts in self.run_ranks(arguments)]
+
+    def run_ranks(self, arguments: list[jax.Array]) -> list[list[jax.Array]]:
+        """Each output by the local devices, in the order of their ranks."""
         results = self._executable.execute_sharded(arguments)
-        return [shards[0] for shards in results.disassemble_into_single_device_arrays()]
+        outputs: list[list[jax.Array]] = results.disassemble_into_single_device_arrays()
+        return outputs
 
     def serialize(self) -> bytes:
         """The executable's bytes. Raises what the backend raises."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,7 +13,15 @@ import jax.numpy as jnp
 from ranvier.core.errors import TargetError
 from ranvier.targets.table import TARGETS, Target
 
-__all__ = ["describe", "describe_default", "is_present", "local_target", "on_cpu", "open_device"]
+__all__ = [
+    "ask_for_cpus",
+    "describe",
+    "describe_default",
+    "is_present",
+    "local_target",
+    "on_cpu",
+    "open_device",
+]
 
 GENERATION = re.compile(r"inf2|trn[123]")
 INSTALL = {
@@ -36,6 +45,15 @@ def open_device(target: Target) -> jax.Device:
     _check_generation(target, device)
     jax.config.update("jax_default_device", device)  # type: ignore[no-untyped-call]
     return device
+
+
+def ask_for_cpus(count: int) -> None:
+    """Let the CPU count as several devices, where jax has not made its devices yet."""
+    if count <= max(1, _cpus()):
+        return
+    with contextlib.suppress(RuntimeError):  # they are made: make_mesh says what that means
+        jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_cpu_enable_async_dispatch", True)  # type: ignore[no-untyped-call]
 
 
 def is_present(target: Target) -> bool:
@@ -102,10 +120,19 @@ def _launch_inline() -> None:
     """Let the CPU run a program in the thread that launches it, from the first client on.
 
     A step on the CPU leaves nothing to overlap with, and handing it to another thread costs 3 to
-    10 % of a decode step.
+    10 % of a decode step. Several CPU devices each need a thread: their collectives wait for one
+    another.
     """
+    if _cpus() > 1:
+        return
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
 
 
 def _cpu() -> Target:
     return TARGETS["cpu"]
+
+
+def _cpus() -> int:
+    """How many CPU devices jax was asked for; below 1: its default."""
+    count: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    return count

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from ranvier.artifact.binaries import BinaryStore
 from ranvier.artifact.lock import hold
-from ranvier.artifact.manifest import ArrayEntry, Manifest
+from ranvier.artifact.manifest import ArrayEntry, Manifest, weights_file
 from ranvier.artifact.read import check_files, read_manifest
 from ranvier.core.buckets import BucketLimits, prove_coverage
 from ranvier.core.errors import ArtifactError, ConfigError, DamagedArtifact
@@ -23,8 +23,8 @@ from ranvier.core.step import RunnerInfo
 from ranvier.native import library
 from ranvier.runtime.adapters import AdapterSlots
 from ranvier.runtime.compat import LoadedProgram, deserialize
-from ranvier.runtime.device import open_device
 from ranvier.runtime.encoder import PREFIX, PictureEncoder
+from ranvier.runtime.mesh import RankMesh, make_mesh
 from ranvier.runtime.runner import DeviceRunner
 from ranvier.targets.table import find_target
 
@@ -61,23 +61,23 @@ def load_runner(
     _prove(folder, manifest)
     source = _Binaries(folder, manifest, binaries, unsaved or {})
     source.check()
-    device = open_device(target)
+    mesh = make_mesh(target, manifest.key.ranks)
     if manifest.model["kernels"] == "cpu" and not library.register():
         raise ArtifactError(
             f"{folder}: its programs call the CPU kernels, which are not built here.",
             hint="Install a C++ compiler and reinstall, or remove the artifact.",
         )
     with _timed(phases, "load programs"):
-        programs = {shape: source.load(shape.name, device) for shape in info.programs}
-        encoders = {s: source.load(s.name, device) for s in encoder_shapes(info.vision)}
+        programs = {shape: source.load(shape.name, mesh) for shape in info.programs}
+        encoders = {s: source.load(s.name, mesh) for s in encoder_shapes(info.vision)}
     with _timed(phases, "map weights"):
-        weights, seeing = _weights(folder, manifest)
+        weights, seeing = _weights(folder, manifest, mesh)
     with _timed(phases, "allocate cache"):
-        state = _state(manifest)
+        state = _state(manifest, mesh)
         slots = None
         for place in place_shapes(info.adapter_slots):
             stacks = manifest.model["adapter_stacks"]
-            slots = AdapterSlots(stacks, source.load(place.name, device))
+            slots = AdapterSlots(stacks, source.load(place.name, mesh))
     encoder = None
     if info.vision is not None:
         encoder = PictureEncoder(info.vision, manifest.model["encoder"], encoders, seeing)
@@ -164,14 +164,14 @@ class _Binaries:
                 hint=f"{FINISH.format(folder=self._folder)}, where the device is, makes them.",
             )
 
-    def load(self, name: str, device: jax.Device) -> LoadedProgram:
+    def load(self, name: str, mesh: RankMesh) -> LoadedProgram:
         """Raises DamagedArtifact."""
         if name in self._unsaved:
             return self._unsaved[name]
         path = self._folder / "programs" / f"{name}.bin"
         data = path.read_bytes() if self._own is None else self._own.read(name) or b""
         try:
-            return deserialize(data, device)
+            return deserialize(data, mesh.devices)
         except (RuntimeError, ValueError) as error:
             raise DamagedArtifact(
                 f"{path if self._own is None else self._own.folder / path.name}: this runtime "
@@ -190,25 +190,37 @@ def _dtype(name: str) -> np.dtype[np.generic]:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def _array(path: Path, entry: ArrayEntry) -> jax.Array:
-    """A view of the mapped file: page-aligned, so the device takes it without a copy."""
-    raw = np.memmap(path, np.uint8, "r", offset=entry.offset, shape=(entry.size,))
-    array: jax.Array = jax.device_put(raw.view(_dtype(entry.dtype)).reshape(entry.shape))
-    return array
+def _weights(
+    folder: Path, manifest: Manifest, mesh: RankMesh
+) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+    """The weights of steps by name, and those of encode programs in their order.
 
+    Each rank's part is read from its own file, all files at once.
+    """
+    names = sorted(manifest.arrays)
 
-def _weights(folder: Path, manifest: Manifest) -> tuple[dict[str, jax.Array], list[jax.Array]]:
-    """The weights of steps by name, and those of encode programs in their order."""
-    arrays = [
-        (name, _array(folder / "weights.bin", entry))
-        for name, entry in sorted(manifest.arrays.items())
-    ]
+    def load(rank: int) -> list[jax.Array]:
+        path, device = folder / weights_file(rank, manifest.key.ranks), mesh.devices[rank]
+        return [_array(path, manifest.arrays[name], device) for name in names]
+
+    with ThreadPoolExecutor(len(mesh.local_ranks)) as pool:
+        ranks = list(pool.map(load, mesh.local_ranks))
+    arrays = {
+        name: mesh.join(parts) for name, parts in zip(names, zip(*ranks, strict=True), strict=True)
+    }
     return (
-        {name: array for name, array in arrays if not name.startswith(PREFIX)},
-        [array for name, array in arrays if name.startswith(PREFIX)],
+        {name: array for name, array in arrays.items() if not name.startswith(PREFIX)},
+        [array for name, array in arrays.items() if name.startswith(PREFIX)],
     )
 
 
-def _state(manifest: Manifest) -> dict[str, jax.Array]:
+def _array(path: Path, entry: ArrayEntry, device: jax.Device) -> jax.Array:
+    """A view of the mapped file: page-aligned, so the device takes it without a copy."""
+    raw = np.memmap(path, np.uint8, "r", offset=entry.offset, shape=(entry.size,))
+    array: jax.Array = jax.device_put(raw.view(_dtype(entry.dtype)).reshape(entry.shape), device)
+    return array
+
+
+def _state(manifest: Manifest, mesh: RankMesh) -> dict[str, jax.Array]:
     state: dict[str, tuple[list[int], str]] = manifest.model["state"]
-    return {name: jnp.zeros(shape, _dtype(kind)) for name, (shape, kind) in state.items()}
+    return {name: mesh.zeros(shape, _dtype(kind)) for name, (shape, kind) in state.items()}

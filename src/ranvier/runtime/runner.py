@@ -23,6 +23,7 @@ from ranvier.runtime.adapters import AdapterSlots
 from ranvier.runtime.compat import LoadedProgram
 from ranvier.runtime.encoder import PictureEncoder
 from ranvier.runtime.media_fields import pack_media
+from ranvier.runtime.mesh import RankMesh, mesh_of
 
 __all__ = ["DeviceRunner"]
 
@@ -32,18 +33,18 @@ SAMPLE_FIELDS = ("top_k", "target_ids", "temperature", "top_p", "min_p", "unifor
 class _Buffers:
     """Host and resident buffers of one program."""
 
-    def __init__(self, shape: ProgramShape, info: RunnerInfo) -> None:
+    def __init__(self, shape: ProgramShape, info: RunnerInfo, mesh: RankMesh) -> None:
         layout = shape.layout(info.block_tokens, info.model_len_max, info.vision)
         self.layout = layout
         rows = layout.samples or layout.rows
         self.edits_shape = (rows, info.edits_max, 3)
         self.allowed_shape = (rows, -(-info.vocab_size // 32))
-        self.no_edits = jax.device_put(np.zeros(self.edits_shape, np.int32))
-        self.no_mask = jax.device_put(np.zeros(self.allowed_shape, np.int32))
+        self.no_edits = mesh.same(np.zeros(self.edits_shape, np.int32))
+        self.no_mask = mesh.same(np.zeros(self.allowed_shape, np.int32))
 
 
 class DeviceRunner:
-    """Runs the programs of one artifact on the first local device."""
+    """Runs the programs of one artifact, each on all devices of a mesh."""
 
     def __init__(
         self,
@@ -57,7 +58,8 @@ class DeviceRunner:
     ) -> None:
         self._info = info
         self._programs = programs
-        self._buffers = {shape: _Buffers(shape, info) for shape in programs}
+        self._mesh = mesh_of(next(iter(state.values())))
+        self._buffers = {shape: _Buffers(shape, info, self._mesh) for shape in programs}
         self._slots = slots
         self._fixed = weights
         self._gather()
@@ -75,12 +77,12 @@ class DeviceRunner:
     def dispatch(self, plan: StepPlan) -> object:
         """Launch one step. Raises DeviceError; StateLost when the state went with it."""
         buffers = self._buffers[plan.program]
-        meta = jax.device_put(_pack(plan, buffers.layout))
+        meta = self._mesh.same(_pack(plan, buffers.layout))
         edits, allowed = self._edits(plan, buffers)
         # Flat order of (weights, state, inputs): each dict's keys sorted.
         arguments = [*self._weights, *self._state, allowed, edits, meta]
         try:
-            *self._state, out = self._programs[plan.program](arguments)
+            *self._state, out = self._mesh.run(self._programs[plan.program], arguments)
         except RuntimeError as error:
             text = f"Program {plan.program.name} failed: {error}"
             if any(array.is_deleted() for array in self._state):
@@ -179,7 +181,7 @@ class DeviceRunner:
         for row, sample in enumerate(plan.samples):
             if sample.edits is not None:
                 _fill_edits(edits[row], allowed[row], sample.edits)
-        return jax.device_put(edits), jax.device_put(allowed)
+        return self._mesh.same(edits), self._mesh.same(allowed)
 
 
 def _fill_edits(entries: NDArray[np.int32], allowed: NDArray[np.int32], edits: LogitEdits) -> None:

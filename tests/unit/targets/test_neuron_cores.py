@@ -22,7 +22,7 @@ def test_wrong_core_lists_are_named(text):
 
 
 def check(variables, cores=4, logical=2):
-    check_cores(variables, tensor_parallel=cores, logical_core_config=logical)
+    check_cores(variables, ranks=cores, logical_core_config=logical)
 
 
 def test_enough_cores_and_the_same_logical_core_pass():

@@ -19,7 +19,7 @@ from ranvier.artifact.read import check_files
 from ranvier.build.build import machine_fingerprint
 from ranvier.core.errors import DamagedArtifact, TargetError
 from ranvier.runtime.compat import LoadedProgram, compile_stablehlo
-from ranvier.runtime.device import open_device
+from ranvier.runtime.mesh import make_mesh
 from ranvier.targets.neuron.driver import worker_count
 from ranvier.targets.neuron.errors import explain
 from ranvier.targets.table import find_target
@@ -40,7 +40,7 @@ class OwnBinaries:
         """
         self._folder, self._manifest = folder, manifest
         self._target = find_target(manifest.key.target)
-        self._device = open_device(self._target)
+        self._mesh = make_mesh(self._target, manifest.key.ranks)
         # All that a binary depends on beside its StableHLO.
         machine = machine_fingerprint(self._target)
         fingerprint = f"{machine} jaxlib {jaxlib_version.__version__} {flags}"
@@ -118,7 +118,7 @@ class OwnBinaries:
     def _one(self, name: str) -> tuple[LoadedProgram | None, str]:
         text = (self._folder / f"programs/{name}.stablehlo").read_bytes()
         try:
-            return compile_stablehlo(text, self._device), ""
+            return compile_stablehlo(text, self._mesh.devices), ""
         except (RuntimeError, ValueError) as error:
             known = explain(str(error))
             return None, " ".join(known) if known else str(error)[:REASON_CHARS]

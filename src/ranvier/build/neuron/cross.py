@@ -14,14 +14,13 @@ from pathlib import Path
 from jaxlib import version as jaxlib_version
 
 from ranvier.artifact.lock import locked
-from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
+from ranvier.artifact.manifest import ArtifactKey, ProgramEntry, weights_file
 from ranvier.artifact.read import find, read_manifest
 from ranvier.artifact.write import ArtifactWriter, amend, file_entry
-from ranvier.build.build import has_weights
-from ranvier.build.drafting import Source, with_draft
+from ranvier.build.build import has_weights, pack_all
+from ranvier.build.drafting import Source
 from ranvier.build.neuron.binaries import OwnBinaries
 from ranvier.build.neuron.lint import lint
-from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Sizes, model_numbers, programs
 from ranvier.core.errors import ArtifactError, TargetError
 from ranvier.core.program import ProgramShape
@@ -103,14 +102,18 @@ def _add_model(writer: ArtifactWriter, source: Source, sizes: Sizes) -> dict[str
     """Weights and tokenizer where they are at hand; what is missing, with the reason."""
     checkpoint = source.checkpoint
     if not has_weights(checkpoint):
-        return {"weights.bin": "the model is a config alone; compile with its weights"}
+        ranks = sizes.parallel.ranks
+        why = "the model is a config alone; compile with its weights"
+        return {weights_file(rank, ranks): why for rank in range(ranks)}
+    if sizes.parallel.ranks > 1 and (sizes.draft is not None or sizes.vision is not None):
+        why = "weights of drafters and encoders are not cut over ranks yet"
+        return {
+            weights_file(rank, sizes.parallel.ranks): why for rank in range(sizes.parallel.ranks)
+        }
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
     for name in ("tokenizer_config", "generation_config"):
         writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
-    if sizes.tensor_parallel > 1:
-        return {"weights.bin": "weights are not cut for tensor parallel yet"}
-    packed = pack_weights(checkpoint, source.spec, sizes.dtype, sizes.kernels)
-    writer.add_weights(with_draft(packed, source.draft, sizes))
+    writer.add_weights(pack_all(source, sizes))
     return {}
 
 
@@ -132,10 +135,8 @@ def finish_artifact(folder: Path, homes: list[Path], flags: str, notice: Notice)
             hint="Run this on the instance, which compiles what it runs; or where neuronx-cc is "
             f"on the PATH, for the {len(_jobs(folder))} NEFFs.",
         )
-    if has_device and manifest.key.tensor_parallel == 1:
+    if has_device:
         OwnBinaries(folder, manifest, homes, flags).make(notice)
-    elif has_device:
-        notice("programs of more than one core are not compiled on the device yet")
     if compiler is not None:
         _make_neffs(folder, compiler, notice)
 

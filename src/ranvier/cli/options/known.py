@@ -70,7 +70,6 @@ KNOWN: dict[str, Known] = {
     "runner": Known(("auto", "generate"), _POOLING),
     "task": Known(("auto", "generate"), _POOLING),
     "convert": Known(("auto", "none"), _POOLING),
-    "pipeline_parallel_size": Known((1,), _ONE),
     "data_parallel_size": Known((1,), _SERVER),
     "decode_context_parallel_size": Known((1,), _ONE),
     "prefill_context_parallel_size": Known((1,), _ONE),

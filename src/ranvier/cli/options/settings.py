@@ -119,7 +119,9 @@ class Options:
     require_artifacts: bool = False
     """Refuse to compile: a missing or damaged artifact is an error."""
     tensor_parallel_size: int = 1
-    """Devices that share the model: 1 to run; more can be compiled for Neuron so far."""
+    """Devices that share each layer; on the cpu target that many virtual ones are made."""
+    pipeline_parallel_size: int = 1
+    """Stages that share the layers, each of tensor_parallel_size devices; it divides the layers."""
     logical_nc_config: int | None = None
     """Neuron: physical cores of a logical one, 1 or 2; default NEURON_LOGICAL_NC_CONFIG, else the
     target's own."""
@@ -381,7 +383,8 @@ def _check(options: Options) -> None:
     kv_layout(options)
     _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
     positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
-    for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):
+    sharing = ("tensor_parallel_size", "pipeline_parallel_size")
+    for name in (*positive, *sharing, "kv_cache_memory_bytes", "max_model_len"):
         value = getattr(options, name)
         is_auto = name == "max_model_len" and value == -1
         if value is not None and value < 1 and not is_auto:

@@ -33,20 +33,18 @@ def visible_cores(text: str) -> tuple[int, ...]:
     return tuple(cores)
 
 
-def check_cores(
-    variables: Mapping[str, str], *, tensor_parallel: int, logical_core_config: int
-) -> None:
+def check_cores(variables: Mapping[str, str], *, ranks: int, logical_core_config: int) -> None:
     """Refuse variables under which an artifact cannot run. Raises ConfigError, TargetError."""
     visible, count = variables.get(VISIBLE, ""), variables.get(COUNT, "")
     if count and (not count.isdecimal() or int(count) < 1):
         raise ConfigError(f"{COUNT} is {count!r}; it must be a positive integer.")
     # The runtime lets the list win over the count.
     cores = len(visible_cores(visible)) if visible else int(count) if count else None
-    if cores is not None and cores < tensor_parallel:
+    if cores is not None and cores < ranks:
         raise TargetError(
             f"{VISIBLE if visible else COUNT} gives {cores} cores; the artifact was compiled for "
-            f"{tensor_parallel}.",
-            hint=f"Give at least {tensor_parallel}, or compile with fewer.",
+            f"{ranks}.",
+            hint=f"Give at least {ranks}, or compile with fewer.",
         )
     logical = variables.get(LOGICAL, "")
     if logical and logical != str(logical_core_config):

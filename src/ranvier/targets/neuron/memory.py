@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.instances import GIB, Instance
@@ -19,8 +19,10 @@ __all__ = [
     "SEQUENCES",
     "Degree",
     "GqaRule",
+    "HeadCounts",
     "MemoryReport",
     "MemoryRow",
+    "degree_costs",
     "degrees",
     "fit",
     "gqa_rule",
@@ -34,6 +36,19 @@ SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Counts of sequences that the largest length is told for."""
 RUNTIME_BYTES = GIB
 """Allowance: runtime, collectives' buffers, fragmentation, per logical core."""
+
+
+class HeadCounts(Protocol):
+    """What sharding a layer depends on."""
+
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,27 @@ def gqa_rule(heads: int, kv_heads: int, tensor_parallel: int) -> GqaRule:
     if t % kv_heads == 0:
         return GqaRule(padded, t, "replicated")
     return GqaRule(padded, padded, "converted to mha")
+
+
+def degree_costs(model: HeadCounts, tensor_parallel: int) -> list[str]:
+    """What sharding over t cores makes larger than the model is, in words."""
+    t, notes = tensor_parallel, []
+    rule = gqa_rule(model.heads, model.kv_heads, t)
+    grown = f"the KV cache of all cores is {rule.kv_heads / model.kv_heads:.3g} times the model's"
+    if rule.query_heads > model.heads:
+        notes.append(f"query heads are padded from {model.heads} to {rule.query_heads}")
+    if rule.case == "converted to mha":
+        notes.append(f"{model.kv_heads} KV heads become {rule.kv_heads}, one a query head; {grown}")
+    elif rule.case == "replicated":
+        copies = rule.kv_heads // model.kv_heads
+        notes.append(f"each KV head is stored {copies} times; {grown}")
+    elif rule.kv_heads > model.kv_heads:
+        notes.append(f"KV heads are padded from {model.kv_heads} to {rule.kv_heads}; {grown}")
+    if model.intermediate % t:
+        notes.append(f"the MLP is padded to a multiple of {t}")
+    if model.vocab_size % t:
+        notes.append(f"the vocabulary is padded to a multiple of {t}")
+    return notes
 
 
 def degrees(
@@ -205,9 +241,8 @@ def lora_bytes(
 
 
 def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int) -> Degree:
-    rule = gqa_rule(model.heads, model.kv_heads, t)
     listed = ", ".join(map(str, instance.chip.tensor_parallel))
-    problem, notes = "", []
+    problem = ""
     if t > cores:
         problem = f"tensor_parallel_size={t} exceeds the {cores} logical cores of {instance.name}"
     elif t not in instance.chip.tensor_parallel:
@@ -215,17 +250,7 @@ def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int) -> Degr
             f"tensor_parallel_size={t} is not among the degrees published for "
             f"{instance.chip.name}: {listed}"
         )
-    if rule.query_heads > model.heads:
-        notes.append(f"query heads are padded from {model.heads} to {rule.query_heads}")
-    if rule.case == "converted to mha":
-        notes.append(f"{model.kv_heads} KV heads become {rule.kv_heads}, one a query head")
-    if rule.case == "replicated" and rule.kv_heads > model.kv_heads:
-        notes.append(f"each KV head is stored {rule.kv_heads // model.kv_heads} times")
-    if model.intermediate % t:
-        notes.append(f"the MLP is padded to a multiple of {t}")
-    if model.vocab_size % t:
-        notes.append(f"the vocabulary is padded to a multiple of {t}")
-    return Degree(t, problem, "; ".join(notes))
+    return Degree(t, problem, "; ".join(degree_costs(model, t)))
 
 
 def _check(instance: Instance, t: int, lnc: int | None) -> None:

@@ -1,6 +1,6 @@
-"""From a program over all cores to the program of one: what a compiler without a partitioner takes.
+"""From a program over all ranks to the program of one: what a compiler without a partitioner takes.
 
-The body of the manual computation is already one core's program, with local shapes and explicit
+The body of the manual computation is already one rank's program, with local shapes and explicit
 collectives; it becomes main.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import func
 
-__all__ = ["one_core"]
+__all__ = ["one_rank"]
 
 
-def one_core(module: Any, donated: range, cores: int) -> Any:
+def one_rank(module: Any, donated: range, ranks: int) -> Any:
     """Replace main by its manual computation's body, in place; returns the module.
 
-    `donated` are the flat arguments that the outputs 0, 1, ... take over. The cores
+    `donated` are the flat arguments that the outputs 0, 1, ... take over. The ranks
     become replicas.
     """
     with module.context, ir.Location.unknown():
@@ -32,7 +32,7 @@ def one_core(module: Any, donated: range, cores: int) -> Any:
         kinds = [argument.type for argument in block.arguments]
         with ir.InsertionPoint(module.body):
             kind = ir.FunctionType.get(kinds, results)
-            own = func.FuncOp("one_core", kind)
+            own = func.FuncOp("one_rank", kind)
         block.append_to(own.regions[0])
         end = _end(block)
         with ir.InsertionPoint(end):
@@ -47,10 +47,19 @@ def one_core(module: Any, donated: range, cores: int) -> Any:
         for op in list(module.body.operations):
             if op.operation.name == "sdy.mesh":
                 op.operation.erase()
-        for name, count in (("num_partitions", 1), ("num_replicas", cores)):
+        for name, count in (("num_partitions", 1), ("num_replicas", ranks)):
             module.operation.attributes[f"mhlo.{name}"] = _int(count)
+        _permute_replicas(module.operation)
         module.operation.verify()
     return module
+
+
+def _permute_replicas(op: Any) -> None:
+    """With a channel a permute counts partitions, of which there is one; without it, replicas."""
+    for inner in (op for region in op.regions for block in region.blocks for op in block):
+        if inner.operation.name == "stablehlo.collective_permute":
+            del inner.operation.attributes["channel_handle"]
+        _permute_replicas(inner.operation)
 
 
 def _aliased(donated: range, index: int) -> Any:

@@ -1,0 +1,70 @@
+"""Which ranks run a model together: legal or not, what it costs, and the devices for it."""
+
+from __future__ import annotations
+
+from ranvier.build.programs import Sizes
+from ranvier.build.shard.rank import Parallel, rank_spec
+from ranvier.cli.options.settings import Options, say
+from ranvier.core.errors import ConfigError
+from ranvier.core.limits import LIMITS
+from ranvier.models.spec import DecoderSpec
+from ranvier.runtime.device import ask_for_cpus
+from ranvier.targets.neuron.memory import degree_costs
+from ranvier.targets.table import Target
+
+__all__ = ["check_features", "check_parallel", "prepare_devices"]
+
+
+def prepare_devices(options: Options) -> None:
+    """Let this process have a CPU device for each rank; has to come before jax makes devices."""
+    is_cpu = options.device in ("auto", "cpu") and options.target in (None, "cpu")
+    if is_cpu:
+        ask_for_cpus(_parallel(options).ranks)
+
+
+def check_parallel(options: Options, spec: DecoderSpec, target: Target) -> Parallel:
+    """The ranks that the options ask for; says what they cost. Raises ConfigError."""
+    parallel = _parallel(options)
+    if parallel.ranks > LIMITS.ranks_max:
+        raise ConfigError(
+            f"tensor_parallel_size={parallel.tensor} x pipeline_parallel_size={parallel.pipeline} "
+            f"are {parallel.ranks} ranks; at most {LIMITS.ranks_max} can be compiled for."
+        )
+    rank_spec(spec, parallel)
+    for line in degree_costs(spec, parallel.tensor):
+        say(f"tensor_parallel_size={parallel.tensor}: {line}")
+    if parallel.ranks > 1 and target.platform == "cpu":
+        say(
+            f"{parallel.ranks} virtual CPU devices of this machine run the model: as correct as "
+            "one, and slower; for proving what runs elsewhere"
+        )
+    if parallel.ranks > 1 and target.name == "cuda":
+        say(f"{parallel.ranks} GPUs: this has not been run on hardware yet")
+    return parallel
+
+
+def check_features(sizes: Sizes, target: Target) -> None:
+    """Refuse what is not cut over ranks yet. Raises ConfigError.
+
+    For Neuron such programs can be lowered over cores of one stage; their weights are not packed.
+    """
+    parallel = sizes.parallel
+    is_lowered = target.is_neuron and parallel.pipeline == 1
+    if parallel.ranks == 1 or is_lowered:
+        return
+    found = {
+        "adapters": sizes.adapter_slots > 0,
+        "a drafter on the device": sizes.draft is not None,
+        "pictures": sizes.vision is not None,
+    }
+    for name, is_wanted in found.items():
+        if is_wanted:
+            raise ConfigError(
+                f"tensor_parallel_size={parallel.tensor} x pipeline_parallel_size="
+                f"{parallel.pipeline}: {name} over several ranks is not supported yet.",
+                hint="Run it on one rank, or without.",
+            )
+
+
+def _parallel(options: Options) -> Parallel:
+    return Parallel(options.tensor_parallel_size, options.pipeline_parallel_size)
