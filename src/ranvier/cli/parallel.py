@@ -17,9 +17,10 @@ __all__ = ["check_features", "check_parallel", "prepare_devices"]
 
 def prepare_devices(options: Options) -> None:
     """Let this process have a CPU device for each rank; has to come before jax makes devices."""
+    parallel = _parallel(options)
     is_cpu = options.device in ("auto", "cpu") and options.target in (None, "cpu")
     if is_cpu:
-        ask_for_cpus(_parallel(options).ranks)
+        ask_for_cpus(parallel.ranks)
 
 
 def check_parallel(options: Options, spec: DecoderSpec, target: Target) -> Parallel:
@@ -67,4 +68,7 @@ def check_features(sizes: Sizes, target: Target) -> None:
 
 
 def _parallel(options: Options) -> Parallel:
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"{name} must be a positive integer, is {getattr(options, name)}.")
     return Parallel(options.tensor_parallel_size, options.pipeline_parallel_size)

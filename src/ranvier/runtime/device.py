@@ -48,8 +48,11 @@ def open_device(target: Target) -> jax.Device:
 
 
 def ask_for_cpus(count: int) -> None:
-    """Let the CPU count as several devices, where jax has not made its devices yet."""
-    if count <= max(1, _cpus()):
+    """Let the CPU count as several devices, where jax has not made its devices yet.
+
+    A number that was asked for before stays: a process of several has its own share.
+    """
+    if count <= 1 or _cpus() > 0:
         return
     with contextlib.suppress(RuntimeError):  # they are made: make_mesh says what that means
         jax.config.update("jax_num_cpu_devices", count)  # type: ignore[no-untyped-call]

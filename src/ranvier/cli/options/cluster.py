@@ -111,7 +111,7 @@ def check_cluster(options: Options, cluster: ClusterOptions, place: Place | None
 
 def device_count(options: Options) -> int:
     """Devices that one engine runs on, at all its ranks together."""
-    return options.tensor_parallel_size
+    return options.tensor_parallel_size * options.pipeline_parallel_size
 
 
 def cluster_key(cluster: ClusterOptions, place: Place) -> bytes:

@@ -383,8 +383,7 @@ def _check(options: Options) -> None:
     kv_layout(options)
     _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
     positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
-    sharing = ("tensor_parallel_size", "pipeline_parallel_size")
-    for name in (*positive, *sharing, "kv_cache_memory_bytes", "max_model_len"):
+    for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):
         value = getattr(options, name)
         is_auto = name == "max_model_len" and value == -1
         if value is not None and value < 1 and not is_auto:

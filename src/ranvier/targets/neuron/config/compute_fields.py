@@ -49,7 +49,7 @@ KERNELS: tuple[Field, ...] = (
 
 WEIGHTS: tuple[Field, ...] = (
     satisfied(
-        "save_sharded_checkpoint", "bool", False, "an artifact holds the packed weights of each rank always"
+        "save_sharded_checkpoint", "bool", False, "each rank's packed weights are kept always"
     ),
     satisfied("skip_sharding", "bool", False, "weights are packed once, never at load"),
     satisfied(
