@@ -82,6 +82,8 @@ def test_placeholders_are_repeated_once_a_feature(seeing):
         (prompt(f"{MARK} {MARK}", picture(1)), "2 image placeholders; its pictures need 1"),
         (prompt(MARK, "cat.png"), "not str"),
         (prompt(MARK, np.zeros((4, 4), np.float32)), "array of float32"),
+        (f"w10 {MARK} w11", "'<image>' .token 5., which stands for a picture"),
+        ({"prompt_token_ids": [10, 5]}, "stands for a picture"),
         ({"prompt": MARK, "multi_modal_data": {"video": []}}, "multi_modal_data must be"),
         (prompt(f"{MARK} " * 9, *map(picture, range(9))), "9 pictures; at most 8 fit"),
     ],

@@ -64,6 +64,8 @@ __all__ = [
 FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
 """YNN's fusions have given wrong results on CPU in jax 0.10 and 0.11: off, in tests and here."""
 TEMPLATE_BYTES_MAX = 2**20
+PICTURE_IDS = ("image_token_id", "image_token_index", "boi_token_index")
+"""Fields of config.json that name ids of pictures."""
 
 Phases = list[tuple[str, float]]
 
@@ -202,7 +204,8 @@ def open_codec(
     text = folder / "text"
     tokenizer_config = json.loads((text / "tokenizer_config.json").read_text())
     generation = json.loads((text / "generation_config.json").read_text())
-    ends = json.loads((folder / "config.json").read_text()).get("eos_token_id")
+    config = json.loads((folder / "config.json").read_text())
+    ends = config.get("eos_token_id")
     if options is not None:
         generation = _generation(options, generation)
         if options.chat_template is not None:
@@ -216,6 +219,8 @@ def open_codec(
         vocab_size=vocab_size,
         model_len_max=model_len_max,
     )
+    if "vision_config" in config:
+        codec.picture_ids = frozenset(config[name] for name in PICTURE_IDS if name in config)
     changed = codec.default_sampling_params()
     fields = msgspec.to_builtins(changed)
     told = ", ".join(f"{name}={value}" for name, value in fields.items()) or "vLLM's own"

@@ -57,6 +57,8 @@ class TextCodec:
         self.pieces = TokenBytes(self.tokenizer)
         self.templates = TemplateProcess()
         self.end_token_ids = self._end_ids()
+        self.picture_ids: frozenset[int] = frozenset()
+        """Ids that stand for pictures: no text may hold them."""
 
     def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens).ids)
@@ -128,7 +130,7 @@ class TextCodec:
     ) -> Request:
         """A core Request. Raises RequestError for ids out of range and prompts that do not fit.
 
-        `known`: ids beyond the vocabulary that are taken all the same.
+        `known`: ids of pictures that the prompt has, also beyond the vocabulary.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         for token in ids:
@@ -136,6 +138,13 @@ class TextCodec:
                 raise RequestError(
                     f"prompt: token id {token!r} is not in [0, {self.vocab_size}).", param="prompt"
                 )
+        for token in self.picture_ids.difference(known).intersection(ids):
+            raise RequestError(
+                f"The prompt holds {self.token_text(token)!r} (token {token}), which stands for a "
+                "picture, and no picture.",
+                param="prompt",
+                hint="Write it otherwise.",
+            )
         self._check_ids(params)
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
