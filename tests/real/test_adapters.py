@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.numerics.isa import NEEDS_KERNELS
-from tests.numerics.lora_device import Device, adapter_of
 
 from ranvier.build.lora.form import linear_shapes
 from ranvier.cli.wire import locate
 from ranvier.models.table import resolve
 from ranvier.weights.checkpoint import open_checkpoint
 from ranvier.weights.lora.read import read_lora
+from tests.numerics.isa import NEEDS_KERNELS
+from tests.numerics.lora_device import Device, adapter_of
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900), NEEDS_KERNELS]
 

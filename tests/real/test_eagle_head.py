@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.real.make_goldens import PROMPTS
 
 from ranvier.cli.options.settings import cache_folder
+from tests.real.make_goldens import PROMPTS
 
 pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(1800)]
 

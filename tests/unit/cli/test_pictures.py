@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.parity.vision_cases import GOLDENS
 
 from ranvier.cli.options.settings import parse_options
 from ranvier.cli.pictures import of_pictures, picture_limit, vision_of
 from ranvier.core.errors import ConfigError
 from ranvier.models.table import resolve
+from tests.parity.vision_cases import GOLDENS
 
 
 def spec_of(family):
