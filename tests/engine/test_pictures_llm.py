@@ -70,6 +70,14 @@ def test_a_mix_of_prompts_is_as_each_alone_and_pictures_count(seeing):
     assert tokens(seeing, prompt(f"w10 {MARK} w11", np.asarray(picture(1))))[0] == together[1]
 
 
+def test_a_picture_may_be_a_path(seeing, tmp_path):
+    path = tmp_path / "picture.png"
+    picture(1).save(path)
+    (wanted,) = tokens(seeing, prompt(f"w10 {MARK} w11", picture(1)))
+    assert tokens(seeing, prompt(f"w10 {MARK} w11", path)) == [wanted]
+    assert tokens(seeing, prompt(f"w10 {MARK} w11", str(path))) == [wanted]
+
+
 def test_placeholders_are_repeated_once_a_feature(seeing):
     (output,) = seeing.generate(prompt(f"w10 {MARK} w11", picture(1)), GREEDY, use_tqdm=False)
     assert output.prompt_token_ids == [10, *[5] * 16, 11]
@@ -80,7 +88,9 @@ def test_placeholders_are_repeated_once_a_feature(seeing):
     [
         (prompt("w10 w11", picture(1)), "0 image placeholders; its pictures need 1"),
         (prompt(f"{MARK} {MARK}", picture(1)), "2 image placeholders; its pictures need 1"),
-        (prompt(MARK, "cat.png"), "not str"),
+        (prompt(MARK, "no/cat.png"), "No picture can be read at 'no/cat.png'"),
+        (prompt(MARK, "a\0b"), "No picture can be read"),
+        (prompt(MARK, 7), "not int"),
         (prompt(MARK, np.zeros((4, 4), np.float32)), "array of float32"),
         (f"w10 {MARK} w11", "'<image>' .token 5., which stands for a picture"),
         ({"prompt_token_ids": [10, 5]}, "stands for a picture"),

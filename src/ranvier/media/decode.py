@@ -7,6 +7,7 @@ before anything is decoded. Whatever the codec says stays here: messages are thi
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -55,10 +56,16 @@ def decode(data: bytes) -> Image.Image:
 
 
 def read_picture(given: object) -> Image.Image:
-    """A picture in memory as RGB: Pillow's, or uint8 [height, width(, channels)] of numpy.
+    """A caller's own picture as RGB: Pillow's, uint8 [height, width(, channels)] of numpy, a path.
 
     Raises RequestError.
     """
+    if isinstance(given, (str, Path)):
+        try:
+            with open(given, "rb") as file:
+                return decode(file.read(LIMITS.image_bytes_max + 1))
+        except (OSError, ValueError):
+            raise _refused(f"No picture can be read at {str(given)[:256]!r}.") from None
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim not in (2, 3) or 0 in given.shape:
             raise _refused(
@@ -72,7 +79,7 @@ def read_picture(given: object) -> Image.Image:
             raise _refused(f"An array of {shape} is no picture.") from None
     if not isinstance(given, Image.Image):
         raise _refused(
-            f"A picture is one of Pillow or an array of numpy, not {type(given).__name__}."
+            f"A picture is one of Pillow, an array of numpy or a path, not {type(given).__name__}."
         )
     check_sides(*given.size)
     return as_rgb(given)
