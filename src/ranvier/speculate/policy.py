@@ -20,7 +20,7 @@ OUTLIER = 3.0
 REACH = 3
 """Sizes beyond so many times the largest measured one are unknown, but for a handful of tokens."""
 FEW = 8
-GAIN = 1.03
+GAIN = 1.05
 """To change its mind the policy wants so many times the rate of what it does."""
 PRIOR, PRIOR_TRIES = 0.65, 1.5
 """Share of guesses that stand before any was made, and how many tries that counts for."""
