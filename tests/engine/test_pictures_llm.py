@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,7 @@ def picture(seed):
     return Image.fromarray(values)
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
@@ -68,6 +71,12 @@ def test_a_mix_of_prompts_is_as_each_alone_and_pictures_count(seeing):
     assert together == [tokens(seeing, one)[0] for one in mixed]
     assert tokens(seeing, prompt(f"w10 {MARK} w11", picture(4)))[0] != together[1]
     assert tokens(seeing, prompt(f"w10 {MARK} w11", np.asarray(picture(1))))[0] == together[1]
+
+
+def test_the_example_asks_about_what_it_draws(seeing):
+    example = runpy.run_path(str(EXAMPLES / "pictures.py"))
+    first, second, third, all_three = example["ask"](seeing, MARK)
+    assert len({first, second, third, all_three}) > 1
 
 
 def test_a_picture_may_be_a_path(seeing, tmp_path):
