@@ -49,7 +49,7 @@ PARALLEL: tuple[Field, ...] = (
     refused("cp_degree", "count", 1, _PARALLEL),
     refused("mlp_cp_degree", "count", 1, _PARALLEL),
     refused("attention_dp_degree", "count", 1, _PARALLEL),
-    refused("pp_degree", "count", 1, _PARALLEL),
+    honoured("pp_degree", "count", 1, "pipeline_parallel_size", "stages that share the layers"),
     refused("ep_degree", "count", 1, _PARALLEL),
     satisfied(
         "world_size", "count", Derived("tp_degree * pp_degree * ep_degree"),
