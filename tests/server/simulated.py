@@ -19,18 +19,20 @@ CONFIG = {
 }  # fmt: skip
 
 
-def simulated_engine():
+def simulated_engine(adapters=None, adapter_slots=0):
     """An engine on a simulated device; `runner.on_step` may be replaced to hold it."""
     info = RunnerInfo(
         buckets=BucketSet(tokens=(1, 8, 32)), rows_max=4, block_tokens=4, block_count=200,
         model_len_max=LENGTH, vocab_size=VOCAB, logprobs_max=20, edits_max=1200,
+        adapter_slots=adapter_slots, adapter_rank_max=16 if adapter_slots else 0,
     )  # fmt: skip
-    return Engine(SimulatedRunner(info), EngineConfig(max_num_batched_tokens=32))
+    config = EngineConfig(max_num_batched_tokens=32)
+    return Engine(SimulatedRunner(info), config, adapters=adapters)
 
 
-def simulated(**options):
+def simulated(adapters=None, adapter_slots=0, **options):
     """A running server on a simulated engine."""
-    engine = simulated_engine()
+    engine = simulated_engine(adapters, adapter_slots)
     info = engine.runner.info
     codec = TextCodec(
         byte_tokenizer(VOCAB), CONFIG, {"eos_token_id": 2}, vocab_size=VOCAB, model_len_max=LENGTH

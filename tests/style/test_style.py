@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "schedule": {"core", "media", "speculate"},
     "text": {"core"},
     "media": {"core"},
-    "engine": {"core", "schedule"},
-    "offline": {"core", "engine", "media", "text"},
-    "link": {"core", "engine"},
+    "adapters": {"core"},
+    "engine": {"core", "schedule", "adapters"},
+    "offline": {"core", "adapters", "engine", "media", "text"},
+    "link": {"core", "engine", "adapters"},
     "server": {"core", "engine", "link", "text"},
-    "sim": {"core", "schedule", "engine", "media"},
+    "sim": {"core", "schedule", "engine", "media", "adapters"},
     "client": {"core"},
     "bench": {"core", "engine", "offline", "text", "client"},
     "cluster": {"core", "engine", "link"},
@@ -40,8 +41,8 @@ MAY_IMPORT = {
     "build": {"core", "nn", "models", "artifact", "weights", "targets", "runtime", "native"},
 }
 NO_JAX = (
-    "core", "speculate", "schedule", "engine", "offline", "link", "text", "media", "server", "sim",
-    "weights", "artifact", "targets", "client", "bench", "quantize",
+    "core", "speculate", "adapters", "schedule", "engine", "offline", "link", "text", "media",
+    "server", "sim", "weights", "artifact", "targets", "client", "bench", "quantize",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

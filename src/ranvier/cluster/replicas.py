@@ -5,6 +5,7 @@ Every request of a submission is routed on its own; their events meet in one str
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -97,6 +98,30 @@ class ReplicaClient:
         for client in self._clients:
             client.reset_prefix_cache()
 
+    async def load_adapter(self, name: str, path: str, *, is_inplace: bool = False) -> None:
+        """Load it into every replica that lives: into all of them, or into none."""
+        living = self._living()
+        loads = [client.load_adapter(name, path, is_inplace=is_inplace) for client in living]
+        ends = await asyncio.gather(*loads, return_exceptions=True)
+        errors = [end for end in ends if isinstance(end, BaseException)]
+        if not errors:
+            return
+        if not is_inplace:  # what an adapter in place was before is not known any more
+            done = [c for c, end in zip(living, ends, strict=True) if end is None]
+            undone = [client.unload_adapter(name) for client in done]
+            await asyncio.gather(*undone, return_exceptions=True)
+        raise errors[0]
+
+    async def unload_adapter(self, name: str) -> None:
+        """Unload it from every replica that lives. Raises ModelNotFound."""
+        ends = [client.unload_adapter(name) for client in self._living()]
+        for end in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(end, BaseException):
+                raise end
+
+    def _living(self) -> list[SocketClient]:
+        return [client for client in self._clients if client.error is None]
+
     async def close(self) -> None:
         """End every replica; open streams end with an error."""
         for client in self._clients:
@@ -133,7 +158,11 @@ class ReplicaClient:
 
 
 def _joined(name: str, total: Any, value: Any) -> Any:
-    """A number of several replicas; lists are numbers by position."""
+    """A number of several replicas; lists are numbers by position, but for those of adapters."""
+    if name in ("adapters_running", "adapters_waiting"):
+        return sorted({*total, *value})
+    if name == "adapter_load_s":
+        return [*total, *value]
     if isinstance(value, list):
         return [a + b for a, b in zip_longest(total, value, fillvalue=0)]
     return max(total, value) if name in LARGEST else total + value

@@ -34,6 +34,10 @@ class EngineConfig:
     """Keep full blocks of finished prompts and reuse them for equal prefixes."""
     requests_waiting_max: int = LIMITS.requests_waiting_max
     """Queued requests before admission answers 503."""
+    adapter_eviction: Literal["lru", "lfu"] = "lru"
+    """Which idle adapter leaves its slot: the one unused for longest, or the one least used."""
+    adapter_decay_uses: int = 128
+    """lfu: uses after which every count is halved."""
     order: Literal["plain", "overlapped"] = "plain"
     """overlapped: plan and launch step n+1 before the result of step n is taken."""
     speculation: SpeculationConfig | None = None

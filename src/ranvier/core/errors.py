@@ -22,6 +22,7 @@ __all__ = [
     "ServerError",
     "StateLost",
     "TargetError",
+    "TooManyRequests",
 ]
 
 
@@ -110,6 +111,12 @@ class CapacityError(RanvierError):
     def __init__(self, message: str, *, retry_after_s: int = 1, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(CapacityError):
+    """A client asks for more at once than is ever queued."""
+
+    status = 429
 
 
 class DeviceError(RanvierError):

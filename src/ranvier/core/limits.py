@@ -37,6 +37,12 @@ class Limits:
     """Devices that run one model together."""
     template_render_s: float = 5.0
     """Time to render a chat template."""
+    adapters_max: int = 4096
+    """Names of LoRA adapters that one engine serves."""
+    adapters_shown_max: int = 64
+    """Names in the labels of vllm:lora_requests_info."""
+    adapter_loads_max: int = 64
+    """Loads of adapters that wait, before more are answered 429."""
     stream_events_max: int = 4096
     """Undelivered events of one streaming client before it is cut off."""
     stream_write_s: float = 30.0

@@ -35,6 +35,8 @@ class Request(msgspec.Struct, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     media: PromptMedia | None = None
+    adapter: str = ""
+    """Name of a LoRA adapter; empty: the base model."""
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -93,3 +95,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     accepted_per_position: list[int] = []
     step_tokens: list[int] = []
     host_ms_p50: float = 0.0
+    adapters_running: list[str] = []
+    adapters_waiting: list[str] = []
+    adapter_hits: int = 0
+    adapter_misses: int = 0
+    adapter_load_s: list[float] = []

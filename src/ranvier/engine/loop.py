@@ -7,13 +7,17 @@ in another order. Every sequence of an admitted request ends in exactly one term
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from statistics import median
 
 import msgspec
 
+from ranvier.adapters.placing import Placing
+from ranvier.adapters.registry import Adapters, Answer
 from ranvier.core.clock import Clock, MonotonicClock
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CapacityError, DeviceError, RequestError, StateLost
+from ranvier.core.errors import CapacityError, DeviceError, ModelNotFound, RequestError, StateLost
+from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.core.step import Runner
 from ranvier.schedule.outline import Launch
@@ -27,13 +31,26 @@ STEP_SAMPLES = 4096
 
 
 class Engine:
-    """One runner, one scheduler, and the loop between them."""
+    """One runner, one scheduler, and the loop between them; `adapters` where LoRA is enabled."""
 
-    def __init__(self, runner: Runner, config: EngineConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        clock: Clock | None = None,
+        adapters: Adapters | None = None,
+    ) -> None:
         self.runner = runner
         self.config = config
-        self.scheduler = Scheduler(runner.info, config)
+        self.adapters = adapters
+        self.adapter_answers: list[Answer] = []
+        """Ends of loads, for who asked; taken by who tells them."""
+        is_loaded = None if adapters is None else adapters.is_loaded
+        self.scheduler = Scheduler(runner.info, config, is_loaded)
         self._clock = clock or MonotonicClock()
+        self._placing = Placing(runner, self._clock)
+        self._collected = 0
+        self._awaits_load = False
         self._live: dict[str, list[Sequence]] = {}
         self._siblings: dict[str, list[Sequence]] = {}
         self._flying: deque[tuple[Launch, object, float]] = deque()
@@ -47,6 +64,12 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._live or self._flying or self._events)
 
+    @property
+    def can_sleep(self) -> bool:
+        """Whether nothing happens before a request comes or an adapter is read."""
+        is_resting = self._awaits_load and not (self.scheduler.running or self._flying)
+        return not self._events and (is_resting or not self.has_work)
+
     def admit(self, request: Request) -> None:
         """Take a request. Raises RequestError, or CapacityError when the queue is full."""
         if request.request_id in self._live:
@@ -58,8 +81,13 @@ class Engine:
                 f"{waiting} requests are waiting, the limit is {self.config.requests_waiting_max}.",
                 hint="Try again later.",
             )
+        adapter = ""
+        if request.adapter:
+            if self.adapters is None:
+                raise ModelNotFound("No adapters are served.", hint="Use enable_lora.")
+            adapter = self.adapters.hold(request.adapter)
         now_s, count = self._clock.now_s(), request.params.sequence_count
-        sequences = [Sequence(request, index, now_s) for index in range(count)]
+        sequences = [Sequence(request, index, now_s, adapter) for index in range(count)]
         self._live[request.request_id] = sequences
         self.scheduler.add(sequences[0])
         if count > 1:
@@ -104,12 +132,18 @@ class Engine:
         counts.accepted_tokens = sum(speculation.accepted)
         counts.accepted_per_position = list(speculation.accepted)
         counts.host_ms_p50 = median(self._host_ms) if self._host_ms else 0.0
+        slots = self.scheduler.slots
+        counts.adapter_hits, counts.adapter_misses = slots.hits, slots.misses
+        counts.adapters_running = _adapters(self.scheduler.running)
+        counts.adapters_waiting = _adapters(self.scheduler.waiting)
         return counts
 
     def take_stats(self) -> EngineStats:
-        """stats() with the token counts of the steps since the last call."""
+        """stats() with the steps' token counts and the times of loads since the last call."""
         counts = msgspec.structs.replace(self.stats(), step_tokens=list(self._step_tokens))
         self._step_tokens.clear()
+        if self.adapters is not None:
+            counts.adapter_load_s, self.adapters.load_s = self.adapters.load_s, []
         return counts
 
     def has_request(self, request_id: str) -> bool:
@@ -128,6 +162,8 @@ class Engine:
         """Plan and dispatch one step; whether one is in flight that was not before."""
         start_s = self._clock.now_s()
         launch = self.scheduler.plan()
+        if self.adapters is not None:
+            self._serve_adapters(self.adapters)
         if launch is None:
             return False
         for sequence, _, _ in launch.parts:
@@ -148,6 +184,7 @@ class Engine:
 
     def _collect(self) -> None:
         launch, handle, planned_s = self._flying.popleft()
+        self._collected += 1
         try:
             result = self.runner.collect(handle)
         except DeviceError as error:
@@ -178,7 +215,27 @@ class Engine:
         """Tell who ended with a device's fault, and end all that lost their cache with it."""
         self._emit(events)
         if isinstance(error, StateLost):
+            self._placing.clear()
             self._emit(self.scheduler.lose_cache(error.message))
+
+    def _serve_adapters(self, adapters: Adapters) -> None:
+        """Ask for weights that the plan missed, move what it gave a slot, take what was read."""
+        slots, lost = self.scheduler.slots, dict[str, str]()
+        for adapter in self.scheduler.wanted:
+            adapters.want(adapter)
+        for slot, adapter in slots.take_moves():
+            self._placing.begin(slot, adapters.weights(adapter), self._counts.steps)
+        arrived = self._placing.turn(self._collected, is_busy=bool(self.scheduler.running))
+        for adapter, error in arrived:
+            slots.placing.discard(adapter)
+            if error is not None:
+                slots.forget(adapter)
+                lost[adapter] = error
+        loading = adapters.loading
+        self.adapter_answers += adapters.turn(lost)
+        self._awaits_load = 0 < loading == adapters.loading and not arrived
+        for adapter, error in lost.items():
+            self._emit(self.scheduler.fail_adapter(adapter, error))
 
     def _release_siblings(self, launch: Launch) -> None:
         for sequence, _, _ in launch.parts if self._siblings else ():
@@ -199,7 +256,15 @@ class Engine:
                 continue
             if event.index == 0:
                 self._queue_siblings(event.request_id)
-            left = [s for s in self._live[event.request_id] if s.index != event.index]
-            self._live[event.request_id] = left
-            if not left:
+            before = self._live[event.request_id]
+            self._live[event.request_id] = [s for s in before if s.index != event.index]
+            if not self._live[event.request_id]:
                 del self._live[event.request_id]
+                if self.adapters is not None and before[0].adapter:
+                    self.adapters.release(before[0].adapter)
+
+
+def _adapters(sequences: Iterable[Sequence]) -> list[str]:
+    """Their adapters' names, as many as are shown."""
+    names = sorted({s.request.adapter for s in sequences if s.adapter})
+    return names[: LIMITS.adapters_shown_max]

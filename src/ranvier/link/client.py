@@ -8,6 +8,7 @@ whose reader is too slow is cut off, so that no buffer grows without bound.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -20,16 +21,19 @@ from ranvier.core.errors import (
     InternalError,
     RanvierError,
     RequestError,
+    TooManyRequests,
 )
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.link.message import (
     HEAD_BYTES,
+    AdapterAnswer,
     Admit,
     Alive,
     Cancel,
     Failure,
     FromEngine,
+    LoadAdapter,
     Located,
     News,
     Phase,
@@ -39,6 +43,7 @@ from ranvier.link.message import (
     ResetPrefixCache,
     Stop,
     ToEngine,
+    UnloadAdapter,
     decode,
     frame,
     frame_size,
@@ -74,6 +79,8 @@ class EngineClient(Protocol):
     def degraded(self) -> str | None: ...
     def stats(self) -> EngineStats: ...
     def reset_prefix_cache(self) -> None: ...
+    async def load_adapter(self, name: str, path: str, *, is_inplace: bool = False) -> None: ...
+    async def unload_adapter(self, name: str) -> None: ...
 
 
 class Stream:
@@ -147,6 +154,8 @@ class SocketClient:
         self._writer = writer
         self._stall_s = stall_s
         self._streams: dict[str, Stream] = {}
+        self._tickets = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[None]] = {}
         self._stats = EngineStats()
         self._error: RanvierError | None = None
         self._heard_s = time.monotonic()
@@ -235,6 +244,30 @@ class SocketClient:
     def reset_prefix_cache(self) -> None:
         self._send(ResetPrefixCache())
 
+    async def load_adapter(self, name: str, path: str, *, is_inplace: bool = False) -> None:
+        """Serve the adapter in a folder under a name. Raises what the engine says of it."""
+        if len(self._answers) >= LIMITS.adapter_loads_max:
+            raise TooManyRequests(
+                f"{len(self._answers)} adapters are being loaded, the limit is "
+                f"{LIMITS.adapter_loads_max}.",
+                hint="Try again later.",
+            )
+        await self._ask(LoadAdapter(next(self._tickets), name, path, is_inplace))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Serve a name no longer. Raises ModelNotFound."""
+        await self._ask(UnloadAdapter(next(self._tickets), name))
+
+    async def _ask(self, message: LoadAdapter | UnloadAdapter) -> None:
+        if self._error is not None:
+            raise self._error
+        answer = self._answers[message.ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(message)
+            await answer
+        finally:
+            del self._answers[message.ticket]
+
     async def close(self) -> None:
         """Tell the engine to end; open streams end with an error."""
         self._send(Stop())
@@ -280,6 +313,8 @@ class SocketClient:
                     self._take(message)
                 elif isinstance(message, Refused):
                     self._fail(message.request_id, message.failure.error())
+                elif isinstance(message, AdapterAnswer):
+                    self._take_answer(message)
                 elif isinstance(message, Failure):
                     self._end(message.error())
         except (EOFError, OSError):
@@ -315,6 +350,15 @@ class SocketClient:
             if self.on_stats is not None:
                 self.on_stats(news.stats)
 
+    def _take_answer(self, message: AdapterAnswer) -> None:
+        answer = self._answers.get(message.ticket)
+        if answer is None or answer.done():
+            return  # who asked has gone
+        if message.failure is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(message.failure.error())
+
     def _fail(self, request_id: str, error: RanvierError) -> None:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
@@ -327,6 +371,9 @@ class SocketClient:
             self.lost.set()
             for name in list(self._streams):
                 self._fail(name, error)
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(error)
 
 
 def _silent(seconds: float) -> ClusterError:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from ranvier.core.errors import (
+    AdapterError,
     ArtifactError,
     CapacityError,
     CheckpointError,
@@ -22,6 +23,7 @@ from ranvier.core.errors import (
     RanvierError,
     RequestError,
     TargetError,
+    TooManyRequests,
 )
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
@@ -29,11 +31,13 @@ from ranvier.core.step import RunnerInfo
 
 __all__ = [
     "HEAD_BYTES",
+    "AdapterAnswer",
     "Admit",
     "Alive",
     "Cancel",
     "Failure",
     "FromEngine",
+    "LoadAdapter",
     "Located",
     "News",
     "Phase",
@@ -43,6 +47,7 @@ __all__ = [
     "ResetPrefixCache",
     "Stop",
     "ToEngine",
+    "UnloadAdapter",
     "decode",
     "frame",
     "frame_size",
@@ -53,6 +58,7 @@ HEAD_BYTES = HEAD.size
 KINDS: dict[str, type[RanvierError]] = {
     kind.__name__: kind
     for kind in (
+        AdapterError,
         ArtifactError,
         CheckpointError,
         ClusterError,
@@ -89,8 +95,9 @@ class Failure(msgspec.Struct, tag="failure"):
 
     def error(self) -> RanvierError:
         """The same error here."""
-        if self.kind == CapacityError.__name__:
-            return CapacityError(self.message, retry_after_s=self.retry_after_s, hint=self.hint)
+        for kind in (CapacityError, TooManyRequests):
+            if self.kind == kind.__name__:
+                return kind(self.message, retry_after_s=self.retry_after_s, hint=self.hint)
         if self.kind == ModelNotFound.__name__:
             return ModelNotFound(self.message, param=self.param, hint=self.hint)
         if self.kind == RequestError.__name__:
@@ -113,6 +120,22 @@ class Cancel(msgspec.Struct, tag="cancel"):
 
 class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache"):
     """Forget every cached prefix."""
+
+
+class LoadAdapter(msgspec.Struct, tag="load_adapter"):
+    """Serve the adapter in a folder under a name; answered by AdapterAnswer with the ticket."""
+
+    ticket: int
+    name: str
+    path: str
+    is_inplace: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, tag="unload_adapter"):
+    """Serve a name no longer; answered by AdapterAnswer."""
+
+    ticket: int
+    name: str
 
 
 class Stop(msgspec.Struct, tag="stop"):
@@ -157,8 +180,15 @@ class Refused(msgspec.Struct, tag="refused"):
     failure: Failure
 
 
-ToEngine = Admit | Cancel | ResetPrefixCache | Stop
-FromEngine = Alive | Failure | Located | News | Phase | Ready | Refused
+class AdapterAnswer(msgspec.Struct, tag="adapter_answer"):
+    """What became of a LoadAdapter or UnloadAdapter."""
+
+    ticket: int
+    failure: Failure | None = None
+
+
+ToEngine = Admit | Cancel | LoadAdapter | ResetPrefixCache | Stop | UnloadAdapter
+FromEngine = AdapterAnswer | Alive | Failure | Located | News | Phase | Ready | Refused
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:

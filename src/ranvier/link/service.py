@@ -16,21 +16,24 @@ from collections.abc import Callable
 
 import msgspec
 
-from ranvier.core.errors import ClusterError, InternalError, RanvierError
+from ranvier.core.errors import ClusterError, InternalError, RanvierError, RequestError
 from ranvier.core.request import Event
 from ranvier.engine.loop import Engine
 from ranvier.link.message import (
     HEAD_BYTES,
+    AdapterAnswer,
     Admit,
     Cancel,
     Failure,
     FromEngine,
+    LoadAdapter,
     News,
     ProtocolFault,
     Refused,
     ResetPrefixCache,
     Stop,
     ToEngine,
+    UnloadAdapter,
     decode,
     frame,
     frame_size,
@@ -44,11 +47,15 @@ STATS_S = 0.5
 LOG = logging.getLogger("ranvier.engine")
 
 
+class Wake:
+    """A command that only ends a wait: an adapter has been read."""
+
+
 class EngineLink:
     """The engine's end of the connection. `on_closed` is called once, from the reading thread."""
 
     def __init__(self, connection: socket.socket, on_closed: Callable[[], None]) -> None:
-        self.commands: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[ToEngine | Wake | None] = queue.SimpleQueue()
         self._connection = connection
         self._on_closed = on_closed
         self._lock = threading.Lock()
@@ -100,6 +107,8 @@ class EngineService:
         self._open: set[str] = set()
         self._spoke_s = 0.0
         self._counted_s = 0.0
+        if engine.adapters is not None:
+            engine.adapters.wake(lambda: link.commands.put(Wake()))
 
     def run(self) -> None:
         """Serve until Stop or the end of the connection.
@@ -107,7 +116,7 @@ class EngineService:
         Raises InternalError and ClusterError, after telling them.
         """
         try:
-            while self._obey(is_idle=not self._engine.has_work):
+            while self._obey(is_idle=self._engine.can_sleep):
                 self._tell(self._engine.turn())
         except ClusterError as error:
             self._link.send(Failure.of(error))
@@ -135,7 +144,7 @@ class EngineService:
         except queue.Empty:
             return True
 
-    def _follow(self, command: ToEngine) -> None:
+    def _follow(self, command: ToEngine | Wake) -> None:
         if isinstance(command, Admit):
             for request in command.requests:
                 try:
@@ -147,9 +156,29 @@ class EngineService:
             self._engine.cancel(command.request_id, command.index)
         elif isinstance(command, ResetPrefixCache):
             self._engine.reset_prefix_cache()
+        elif isinstance(command, (LoadAdapter, UnloadAdapter)):
+            self._follow_adapter(command)
+
+    def _follow_adapter(self, command: LoadAdapter | UnloadAdapter) -> None:
+        """A load is answered when it has ended, everything else at once."""
+        adapters, ticket = self._engine.adapters, command.ticket
+        try:
+            if adapters is None:
+                raise RequestError("No adapters are served.", hint="Start with --enable-lora.")
+            if isinstance(command, LoadAdapter):
+                adapters.load(ticket, command.name, command.path, is_inplace=command.is_inplace)
+                return
+            adapters.unload(command.name)
+            self._link.send(AdapterAnswer(ticket))
+        except RanvierError as error:
+            self._link.send(AdapterAnswer(ticket, Failure.of(error)))
 
     def _tell(self, news: list[Event]) -> None:
         """Events of a turn in one message; a heartbeat when there was nothing to say."""
+        answers, self._engine.adapter_answers = self._engine.adapter_answers, []
+        for answer in answers:
+            failure = None if answer.error is None else Failure.of(answer.error)
+            self._link.send(AdapterAnswer(answer.ticket, failure))
         now_s = time.perf_counter()
         is_counting = now_s - self._counted_s >= STATS_S
         if not news and not is_counting and now_s - self._spoke_s < BEAT_S:

@@ -141,17 +141,18 @@ class Outline:
 
     def _chunk(self, sequence: Sequence, count: int) -> Chunk:
         start, blocks, drafts = sequence.planned, list(sequence.blocks), sequence.drafts
-        media = sequence.media(count)
+        media, slot = sequence.media(count), sequence.slot
         if sequence.awaited:
-            return Chunk(start, [0], blocks, sequence.awaited_sample, media=media)
+            return Chunk(start, [0], blocks, sequence.awaited_sample, media=media, slot=slot)
         known = sequence.tokens[start : start + count]
         if not self._info.buckets.has_drafter:
-            return Chunk(start, [*known, *drafts], blocks, drafts=len(drafts), media=media)
+            count = len(drafts)
+            return Chunk(start, [*known, *drafts], blocks, drafts=count, media=media, slot=slot)
         follows = sequence.tokens[start + count : start + count + 1] or [0]
         uniforms = sequence.uniforms(self._info.buckets.lookahead + self._draft)
         return Chunk(
-            start, [*known, *drafts], blocks, drafts=len(drafts), media=media, next_id=follows[0],
-            uniforms=uniforms if self._draft else [],
+            start, [*known, *drafts], blocks, drafts=len(drafts), media=media, slot=slot,
+            next_id=follows[0], uniforms=uniforms if self._draft else [],
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ result; between them sequences may be added or cancelled. Plans are committed in
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from ranvier.core.config import EngineConfig
 from ranvier.core.fit import check_fits
@@ -18,6 +19,7 @@ from ranvier.media.fit import check_media
 from ranvier.schedule.blocks import BlockPool, block_count
 from ranvier.schedule.outline import Launch, Outline, Row
 from ranvier.schedule.sequence import Sequence
+from ranvier.schedule.slots import AdapterSlots, Turnstile
 from ranvier.speculate.speculation import Speculation
 
 __all__ = ["Scheduler"]
@@ -27,12 +29,21 @@ class Scheduler:
     """Continuous batching with chunked prefill, prefix caching and preemption by recompute.
 
     Order within a step: running sequences in order of arrival, then waiting ones, first come first
-    served within a priority. When blocks run out the youngest running sequence gives its up.
+    served within a priority; those whose adapter has no slot yet are passed by. When blocks run out
+    the youngest running sequence gives its up. `is_loaded` says whether an adapter's weights are in
+    host memory; `wanted` are those that the last plan missed.
     Where programs are not ragged, prefill and decode take turns when both have work.
     """
 
-    def __init__(self, info: RunnerInfo, config: EngineConfig) -> None:
+    def __init__(
+        self, info: RunnerInfo, config: EngineConfig, is_loaded: Callable[[str], bool] | None = None
+    ) -> None:
         self.info = info
+        self.slots = AdapterSlots(
+            info.adapter_slots, config.adapter_eviction, config.adapter_decay_uses
+        )
+        self.wanted: list[str] = []
+        self._is_loaded = is_loaded or (lambda adapter: False)
         self.pool = BlockPool(
             info.block_count, info.block_tokens, is_caching=config.enable_prefix_caching
         )
@@ -65,6 +76,7 @@ class Scheduler:
 
     def plan(self) -> Launch | None:
         """Choose the next step, or None when nothing can run."""
+        self.wanted = []
         self.speculation.plan(self.running)
         for family in self._families():
             launch = self._plan(family)
@@ -84,14 +96,20 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence in self.running:
                 self._extend(outline, sequence)
-        while self.waiting and outline.has_room and len(self.running) < self.info.rows_max:
+        self._start_waiting(outline)
+        return outline.launch()
+
+    def _start_waiting(self, outline: Outline) -> None:
+        turnstile = Turnstile(self.slots, self._is_loaded)
+        for sequence in list(self.waiting):
+            if not outline.has_room or len(self.running) >= self.info.rows_max:
+                break
             # A preempted sequence whose token is still on the device waits for it.
-            sequence = self.waiting[0]
             if sequence.awaited or not outline.can_start(sequence):
                 break
-            if not self._start(outline, sequence):
+            if turnstile.lets(sequence.adapter) and not self._start(outline, sequence):
                 break
-        return outline.launch()
+        self.wanted += turnstile.wanted
 
     def commit(self, launch: Launch, result: StepResult) -> list[Event]:
         """Take a step's result: append tokens and drafts that stood, finish, remember blocks."""
@@ -113,7 +131,7 @@ class Scheduler:
                 events += self._append(row, i, launch, result)
         for sequence, epoch, _ in launch.parts:
             if sequence.epoch == epoch and not sequence.is_done:
-                self._remember(sequence)
+                _remember(self.pool, sequence)
                 self.features.settle(sequence.pictures, sequence.computed)
                 is_whole = sequence.computed >= len(sequence.tokens)
                 if sequence.request.params.max_tokens == 0 and is_whole:
@@ -130,7 +148,13 @@ class Scheduler:
         self.pool.forget_all()
         events = [self.drop(sequence, "error", error) for sequence in list(self.running)]
         self.features.forget_idle()
+        self.slots.forget_all()
         return events
+
+    def fail_adapter(self, adapter: str, error: str) -> list[Event]:
+        """End every sequence with an adapter that cannot be had."""
+        hit = [s for s in (*self.running, *self.waiting) if s.adapter == adapter]
+        return [self.drop(sequence, "error", error) for sequence in hit]
 
     def fail_picture(self, key: bytes, error: str) -> list[Event]:
         """End the sequence that a picture was to be encoded for; others ask for it again."""
@@ -139,8 +163,8 @@ class Scheduler:
 
     def _start(self, outline: Outline, sequence: Sequence) -> bool:
         if not sequence.is_scoring_prompt:
-            known, salt = sequence.known(), sequence.request.cache_salt
-            sequence.blocks, sequence.digest = self.pool.lookup(known, salt)
+            known = sequence.known()
+            sequence.blocks, sequence.digest = self.pool.lookup(known, sequence.salt)
             sequence.remembered = len(sequence.blocks)
             sequence.planned = sequence.computed = sequence.remembered * self.info.block_tokens
             sequence.absorbed = sequence.planned
@@ -152,8 +176,9 @@ class Scheduler:
             self.pool.release(sequence.blocks)
             sequence.restart()
             return False
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         self.running.append(sequence)
+        sequence.slot = self.slots.enter(sequence.adapter)
         if count:
             outline.add(sequence, count)
         return True
@@ -205,15 +230,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.pool.release(sequence.blocks)
         self.features.leave(sequence.pictures)
-
-    def _remember(self, sequence: Sequence) -> None:
-        size = self.info.block_tokens
-        while (sequence.remembered + 1) * size <= sequence.computed:
-            start = sequence.remembered * size
-            tokens = tuple(sequence.known(start, start + size))
-            block, salt = sequence.blocks[sequence.remembered], sequence.request.cache_salt
-            sequence.digest = self.pool.remember(block, sequence.digest, tokens, salt)
-            sequence.remembered += 1
+        self.slots.leave(sequence.adapter)
 
     def _append(self, row: Row, i: int, launch: Launch, result: StepResult) -> list[Event]:
         """The tokens of a sequence: one, and one more for each draft that stood."""
@@ -243,24 +260,39 @@ class Scheduler:
         sequence.append(token)
         entry = _logprobs(launch.plan.samples[i], result, i)
         logprobs = None if launch.plan.samples[i].logprobs < 0 else [entry]
-        reason, stop = self._end(sequence, token)
+        reason, stop = _end(sequence, token, self.info.model_len_max)
         if reason is None:
             return _event(sequence, [token], None, logprobs=logprobs)
-        self._remember(sequence)
+        _remember(self.pool, sequence)
         self._leave(sequence)
         return _event(sequence, [token], reason, logprobs=logprobs, stop_reason=stop)
 
-    def _end(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
-        p = sequence.request.params
-        if sequence.output_count >= p.min_tokens:
-            if token in (p.stop_token_ids or ()):
-                return "stop", token
-            if not p.ignore_eos and token in sequence.request.end_token_ids:
-                return "stop", None
-        is_full = len(sequence.tokens) >= self.info.model_len_max
-        if is_full or (p.max_tokens is not None and sequence.output_count >= p.max_tokens):
-            return "length", None
-        return None, None
+
+def _end(
+    sequence: Sequence, token: int, model_len_max: int
+) -> tuple[FinishReason | None, int | None]:
+    """Why a sequence ends with this token, and the stop token of the request that it is."""
+    p = sequence.request.params
+    if sequence.output_count >= p.min_tokens:
+        if token in (p.stop_token_ids or ()):
+            return "stop", token
+        if not p.ignore_eos and token in sequence.request.end_token_ids:
+            return "stop", None
+    is_full = len(sequence.tokens) >= model_len_max
+    if is_full or (p.max_tokens is not None and sequence.output_count >= p.max_tokens):
+        return "length", None
+    return None, None
+
+
+def _remember(pool: BlockPool, sequence: Sequence) -> None:
+    """Enter the blocks that are full and computed into the cache."""
+    size = pool.block_tokens
+    while (sequence.remembered + 1) * size <= sequence.computed:
+        start = sequence.remembered * size
+        tokens = tuple(sequence.known(start, start + size))
+        block = sequence.blocks[sequence.remembered]
+        sequence.digest = pool.remember(block, sequence.digest, tokens, sequence.salt)
+        sequence.remembered += 1
 
 
 def _score(row: Row, entry: TokenLogprobs) -> None:

@@ -22,9 +22,13 @@ __all__ = ["Sequence"]
 class Sequence:
     """State of one sequence; changed only by the scheduler."""
 
-    def __init__(self, request: Request, index: int, arrival_s: float) -> None:
+    def __init__(self, request: Request, index: int, arrival_s: float, adapter: str = "") -> None:
         self.request = request
         self.index = index
+        self.adapter = adapter
+        """Digest of its adapter's content; empty: the base model."""
+        self.slot = 0
+        self.salt = f"{adapter}:{request.cache_salt}"
         self.arrival_s = arrival_s
         self.started_s: float | None = None
         self.seed = derive_seed(request.seed, index)

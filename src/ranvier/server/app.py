@@ -21,6 +21,7 @@ from starlette.routing import Route
 from ranvier.core.errors import RequestError
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
+from ranvier.server.adapters import AdapterRoutes
 from ranvier.server.generate import Generation
 from ranvier.server.http.errors import HANDLERS, error_response, json_response
 from ranvier.server.http.front import OPEN_PATHS, Front
@@ -82,16 +83,21 @@ class _Service:
 
     async def models(self, http: Request) -> Response:
         cards = [self._card(name) for name in self._options.model_names]
+        cards += self._generation.adapters.cards(self._codec.model_len_max)
         return json_response(ModelList(data=cards))
 
     async def model(self, http: Request) -> Response:
         name = http.path_params["name"]
-        self._generation.check_model(name)
-        return json_response(self._card(name))
+        adapters = self._generation.adapters
+        if adapters.check(name):
+            return json_response(self._card(name))
+        cards = {card.id: card for card in adapters.cards(self._codec.model_len_max)}
+        # One that nobody has asked for lies in its folder still.
+        return json_response(cards.get(name) or self._card(name))
 
     async def tokenize(self, http: Request) -> Response:
         body, _ = await self._generation.body(http, TokenizeRequest)
-        self._generation.check_model(body.model)
+        self._generation.adapters.check(body.model)
         if body.messages is not None:
             ids = await self._generation.render(body)
         elif body.prompt is not None:
@@ -104,7 +110,7 @@ class _Service:
 
     async def detokenize(self, http: Request) -> Response:
         body, _ = await self._generation.body(http, DetokenizeRequest)
-        self._generation.check_model(body.model)
+        self._generation.adapters.check(body.model)
         for token in body.tokens:
             if token >= self._codec.vocab_size:
                 raise RequestError(
@@ -172,6 +178,8 @@ class _Service:
             RouteRow("GET", "/version", self.version, "Ranvier's version.", None, Version),
             RouteRow("GET", "/metrics", self.metrics, "Prometheus metrics, as text."),
         ]  # fmt: skip
+        if generation.info.adapter_slots:
+            rows += AdapterRoutes(generation.adapters).rows()
         if options.enable_tokenizer_info_endpoint:
             rows.append(RouteRow("GET", "/tokenizer_info", self.tokenizer_info, "Its config."))
         if options.enable_server_load_tracking:
@@ -190,10 +198,11 @@ def make_app(
     *,
     created: int = 0,
 ) -> Starlette:
-    """The ASGI application over a running engine. `state.gate` is its gate."""
+    """The ASGI application over a running engine; `state` has its gate and its adapters."""
     metrics = Metrics(options, info.model_len_max)
     generation = Generation(options, codec, client, metrics, info)
     metrics.attach(client.stats, generation.gate)
+    metrics.adapter_slots = info.adapter_slots
     client.on_stats = metrics.heard
     rows = _Service(generation, metrics, created).rows()
     routes = _routes(rows)
@@ -216,7 +225,7 @@ def make_app(
         )
         middleware.insert(0, cors)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
-    app.state.gate = generation.gate
+    app.state.gate, app.state.adapters = generation.gate, generation.adapters
     return app
 
 

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from ranvier.core.errors import CapacityError, ModelNotFound, RequestError
+from ranvier.core.errors import CapacityError, RequestError
 from ranvier.core.fit import check_fits
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
+from ranvier.server.adapters import ServedAdapters
 from ranvier.server.answer import Answer, Job
 from ranvier.server.gate import Gate
 from ranvier.server.http.body import decode_body, read_body
@@ -60,6 +61,7 @@ class Generation:
         self.client = client
         self.metrics = metrics
         self.info = info
+        self.adapters = ServedAdapters(options, client)
         self.log = RequestLog(options)
         self.gate = Gate(
             rows=info.rows_max,
@@ -70,13 +72,13 @@ class Generation:
     async def completions(self, http: HttpRequest) -> Response:
         """POST /v1/completions."""
         body, unknown = await self.body(http, CompletionRequest)
-        self.check_model(body.model)
+        adapter = await self.adapters.find(body.model)
         params = self._params(body, logprobs=body.logprobs)
         if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
             params = params.replace(prompt_logprobs=body.logprobs)
         special = body.add_special_tokens is not False
         prompts = [await self.encode(p, special=special) for p in _prompts(body.prompt)]
-        job = self._job(http, "completion", body, params, prompts)
+        job = _with_adapter(self._job(http, "completion", body, params, prompts), adapter)
         if body.echo:
             job = replace(job, echo=self._echo(_prompts(body.prompt), job))
         return await self._respond(http, body, job, unknown)
@@ -84,13 +86,13 @@ class Generation:
     async def chat(self, http: HttpRequest) -> Response:
         """POST /v1/chat/completions."""
         body, unknown = await self.body(http, ChatRequest)
-        self.check_model(body.model)
+        adapter = await self.adapters.find(body.model)
         if body.top_logprobs is not None and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         params = self._params(body, logprobs=logprobs)
         ids = await self.render(body)
-        job = self._job(http, "chat", body, params, [ids])
+        job = _with_adapter(self._job(http, "chat", body, params, [ids]), adapter)
         last = body.messages[-1]
         if body.echo and last.get("role") == job.role and isinstance(last.get("content"), str):
             job = replace(job, echo=[last["content"]])
@@ -102,15 +104,6 @@ class Generation:
         if found[1]:
             self.metrics.ignored_params += len(found[1])
         return found
-
-    def check_model(self, name: str | None) -> None:
-        """Raises ModelNotFound for a name that is not served."""
-        if name is not None and name not in self.options.model_names:
-            raise ModelNotFound(
-                f"The model {name[:128]!r} does not exist; served: "
-                f"{', '.join(self.options.model_names)}.",
-                param="model",
-            )
 
     async def encode(self, prompt: str | list[Any], *, special: bool) -> list[int]:
         """Ids of a prompt; a long text does not block other requests."""
@@ -270,6 +263,12 @@ class Generation:
         with held:
             whole = await _unless_gone(http, answer.whole(entry))
         return json_response(whole, headers=headers)
+
+
+def _with_adapter(job: Job, adapter: str) -> Job:
+    for request in job.requests:
+        request.adapter = adapter
+    return job
 
 
 def _headers(job: Job, unknown: list[str]) -> dict[str, str]:

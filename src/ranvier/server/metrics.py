@@ -57,6 +57,8 @@ COUNTERS: dict[str, tuple[Callable[[EngineStats], float], str]] = {
     "vllm:spec_decode_num_drafts": (lambda s: s.drafts, "Drafts verified, one a sequence a step."),
     "vllm:spec_decode_num_draft_tokens": (lambda s: s.draft_tokens, "Tokens guessed."),
     "vllm:spec_decode_num_accepted_tokens": (lambda s: s.accepted_tokens, "Guesses that stood."),
+    "ranvier:adapter_slot_hits": (lambda s: s.adapter_hits, "Sequences whose adapter was there."),
+    "ranvier:adapter_slot_misses": (lambda s: s.adapter_misses, "Adapters moved into a slot."),
     "ranvier:steps": (lambda s: s.steps, "Programs run."),
     "ranvier:bucket_padding_tokens": (lambda s: s.padding_tokens, "Padding of all steps."),
     "ranvier:compiles_after_ready": (lambda s: s.compiles_after_ready, "Any is a fault."),
@@ -154,6 +156,8 @@ class Metrics:
         }
         self._finished = dict.fromkeys(REASONS, 0)
         self.ignored_params = 0
+        self.adapter_slots = 0
+        self._loads = Histogram(FIRST)
         self.http = HttpMetrics()
         self._sources: tuple[Callable[[], EngineStats], Gate] | None = None
         self._registry = CollectorRegistry()
@@ -167,6 +171,8 @@ class Metrics:
         """The engine's numbers have come: the steps since the last ones."""
         for tokens in stats.step_tokens:
             self._histograms["iteration_tokens_total"].add(tokens)
+        for seconds in stats.adapter_load_s:
+            self._loads.add(seconds)
 
     def took(self, times: SequenceTimes, count: int) -> None:
         """A sequence has new tokens."""
@@ -253,13 +259,18 @@ class Metrics:
         config.add_metric(list(cache.values()), 1)
         lora = GaugeMetricFamily(
             "vllm:lora_requests_info",
-            "Adapters; none are supported.",
+            "Adapters with open requests; the value is the time.",
             labels=["max_lora", "waiting_lora_adapters", "running_lora_adapters"],
         )
-        lora.add_metric(["0", "", ""], 0)
+        names = [",".join(found) for found in (stats.adapters_waiting, stats.adapters_running)]
+        lora.add_metric([str(self.adapter_slots), *names], time.time() if any(names) else 0)
+        loads = HistogramMetricFamily(
+            "ranvier:adapter_load_seconds", "Reading an adapter's files.", labels=[*self._labels]
+        )
+        loads.add_metric([*self._labels.values()], *self._loads.buckets())
         ignored = CounterMetricFamily("ranvier:ignored_request_params", "Unknown request fields.")
         ignored.add_metric([], self.ignored_params)
-        return [finished, waiting, source, stood, refused, config, lora, ignored]
+        return [finished, waiting, source, stood, refused, config, lora, loads, ignored]
 
     def _timed(self) -> list[Metric]:
         found: list[Metric] = []

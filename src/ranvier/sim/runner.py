@@ -77,7 +77,7 @@ class SimulatedRunner:
         if self._random.random() < self._fault_rate:
             raise DeviceError("The simulated device failed.")
         if self._random.random() < self._loss_rate:
-            self._cache, self._sampled, self.features = {}, [], {}
+            self._lose()
             raise StateLost("The simulated device failed and lost its state.")
         for chunk in plan.chunks:
             self._write(chunk)
@@ -94,10 +94,13 @@ class SimulatedRunner:
             raise DeviceError("The simulated step was launched on a state that is lost.")
         if self._random.random() < self._loss_rate:
             self._epoch += 1  # what was launched since then fails too
-            self._cache, self._sampled, self.features = {}, [], {}
+            self._lose()
             raise StateLost("The simulated device lost its state after a launch.")
         assert isinstance(result, StepResult)
         return result
+
+    def _lose(self) -> None:
+        self._cache, self._sampled, self.features, self._digests = {}, [], {}, {0: ""}
 
     def encode(self, image: ImageItem, rows: list[int]) -> None:
         """Remember which picture's features lie in which rows."""

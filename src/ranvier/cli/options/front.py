@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ranvier.cli.options.adapters import read_modules
 from ranvier.core.errors import ConfigError
 from ranvier.core.limits import LIMITS
 from ranvier.server.options import ServerOptions
@@ -110,6 +111,12 @@ class FrontOptions:
     """Seconds without a turn of the engine after which /health says 503."""
     timeout_keep_alive: int = 5
     """Seconds that an idle connection is kept."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to serve from the start, each name=path or a JSON object with name and path."""
+    lora_folder: str | None = None
+    """Folder of adapters: a request that names one of them loads it, clients load from below it."""
+    allow_runtime_lora_updating: bool = False
+    """Let clients load adapters from any folder of this machine (/v1/load_lora_adapter)."""
 
 
 def check_front(front: FrontOptions) -> None:
@@ -135,6 +142,9 @@ def check_front(front: FrontOptions) -> None:
     for path in (front.ssl_keyfile, front.ssl_certfile, front.ssl_ca_certs):
         if path is not None and not os.path.isfile(path):
             raise ConfigError(f"{path}: no such file.")
+    read_modules(front.lora_modules)
+    if front.lora_folder is not None and not os.path.isdir(front.lora_folder):
+        raise ConfigError(f"lora_folder: {front.lora_folder}: no such folder.")
     if any(not key for key in front.api_key):
         raise ConfigError("An api_key is empty.")
     if front.allow_credentials and "*" in front.allowed_origins:

@@ -127,7 +127,6 @@ KNOWN: dict[str, Known] = {
     "max_loras": Known((), _LORA),
     "max_lora_rank": Known((), _LORA),
     "max_cpu_loras": Known((), _LORA),
-    "lora_modules": Known((), _LORA),
     "lora_dtype": Known((), _LORA),
     "lora_extra_vocab_size": Known((), _LORA),
     "fully_sharded_loras": Known((), _LORA, True),

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from ranvier.artifact.read import read_manifest
+from ranvier.cli.options.adapters import read_modules
 from ranvier.cli.options.front import FrontOptions, server_options
 from ranvier.cli.options.settings import Options, say
 from ranvier.cli.serving.fleet import Fleet
@@ -51,6 +52,10 @@ class Listener:
     ) -> int:
         """Serve until the first signal, or the loss of a rank, then drain. The exit code."""
         front = self._front
+        for module in read_modules(front.lora_modules):
+            parent = module.base_model_name
+            await self._app.state.adapters.load(module.name, module.path, parent=parent)
+            say(f"adapter {module.name!r}: {module.path}")
         config = uvicorn.Config(
             self._app,
             http=BoundedProtocol,

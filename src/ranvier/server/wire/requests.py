@@ -17,8 +17,10 @@ __all__ = [
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerateRequest",
+    "LoadAdapterRequest",
     "StreamOptions",
     "TokenizeRequest",
+    "UnloadAdapterRequest",
 ]
 
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -120,6 +122,22 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     tokens: list[Token]
+
+
+class LoadAdapterRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/load_lora_adapter."""
+
+    lora_name: str = ""
+    lora_path: str = ""
+    load_inplace: bool | None = None
+    is_3d_lora_weight: bool | None = None
+
+
+class UnloadAdapterRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/unload_lora_adapter; the id that vLLM numbers adapters with says nothing here."""
+
+    lora_name: str = ""
+    lora_int_id: int | None = None
 
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
