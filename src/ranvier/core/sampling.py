@@ -166,6 +166,17 @@ def _check_counts(p: SamplingParams) -> None:
         _require(is_ok, "truncate_prompt_tokens", value, "-1 or in [1, 2**31)")
 
 
+def _plain_bias(p: SamplingParams) -> dict[int, float]:
+    """logit_bias with ids as numbers, which JSON writes as text."""
+    if not p.logit_bias:
+        return {}
+    try:
+        p.logit_bias = {int(key): float(value) for key, value in p.logit_bias.items()}
+    except (TypeError, ValueError, AttributeError):
+        _require(False, "logit_bias", p.logit_bias, "token ids with numbers")
+    return p.logit_bias
+
+
 def _check_lists(p: SamplingParams) -> None:
     strings = p.stop_strings
     _require(
@@ -182,7 +193,7 @@ def _check_lists(p: SamplingParams) -> None:
         len(words),
         f"at most {LIMITS.bad_words_max} words",
     )
-    bias = p.logit_bias or {}
+    bias = _plain_bias(p)
     _require(
         len(bias) <= LIMITS.logit_bias_max,
         "logit_bias",
