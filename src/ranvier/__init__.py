@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from ranvier.cli.options.settings import Options as EngineArgs
     from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
+    from ranvier.offline.adapters import LoRARequest
     from ranvier.offline.outputs import CompletionOutput, RequestOutput
 
 __all__ = [
     "LLM",
     "CompletionOutput",
     "EngineArgs",
+    "LoRARequest",
     "RequestOutput",
     "SamplingParams",
     "__version__",
@@ -27,6 +29,7 @@ _LAZY = {
     "CompletionOutput": ("ranvier.offline.outputs", "CompletionOutput"),
     "EngineArgs": ("ranvier.cli.options.settings", "Options"),
     "LLM": ("ranvier.cli.wire", "LLM"),
+    "LoRARequest": ("ranvier.offline.adapters", "LoRARequest"),
     "RequestOutput": ("ranvier.offline.outputs", "RequestOutput"),
     "SamplingParams": ("ranvier.core.sampling", "SamplingParams"),
     "compile": ("ranvier.cli.cross", "compile"),

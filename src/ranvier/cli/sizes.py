@@ -16,6 +16,7 @@ from ranvier.build.shard.rank import rank_spec
 from ranvier.build.vision.encoders import vision_state
 from ranvier.cli.drafting import Drafting, with_drafts
 from ranvier.cli.neuron import bucket_request
+from ranvier.cli.options.adapters import adapter_sizes
 from ranvier.cli.options.settings import (
     DTYPES,
     KV_CACHE_DTYPES,
@@ -194,6 +195,7 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
         logical_cores=_logical_cores(options, target),
         logprobs_max=LIMITS.logprobs_max,
         edits_max=length + LIMITS.logit_bias_max,
+        **adapter_sizes(options),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ranvier.cli.adapters import open_adapters
 from ranvier.cli.neuron import explain_nxdi_root, refuse_nxdi_model
 from ranvier.cli.options.settings import (
     Options,
@@ -117,11 +118,11 @@ def open_vision(folder: Path, codec: TextCodec) -> Vision:
 
 def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:
     """A warm engine on an artifact. Appends (phase, seconds) to `phases`."""
-    return make_engine(open_runner(folder, options, phases), options)
+    return make_engine(open_runner(folder, options, phases), options, folder)
 
 
-def make_engine(runner: Runner, options: Options) -> Engine:
-    """The engine over a warm runner."""
+def make_engine(runner: Runner, options: Options, folder: Path) -> Engine:
+    """The engine over a warm runner of the artifact in `folder`."""
     is_caching = options.enable_prefix_caching
     if is_caching and runner.info.kv_layout == "contiguous":
         say("prefix caching is off: regions of the contiguous KV layout can't be shared")
@@ -132,8 +133,9 @@ def make_engine(runner: Runner, options: Options) -> Engine:
         enable_prefix_caching=is_caching,
         order="overlapped" if options.async_scheduling else "plain",
         speculation=asked.engine_config() if asked else None,
+        adapter_eviction=options.eviction,
     )
-    return Engine(runner, config)
+    return Engine(runner, config, adapters=open_adapters(folder, options))
 
 
 def open_runner(folder: Path, options: Options, phases: Phases) -> DeviceRunner:

@@ -37,6 +37,8 @@ class Limits:
     """Devices that run one model together."""
     template_render_s: float = 5.0
     """Time to render a chat template."""
+    adapter_slots_max: int = 256
+    """LoRA adapters on the device at a time."""
     adapters_max: int = 4096
     """Names of LoRA adapters that one engine serves."""
     adapters_shown_max: int = 64

@@ -15,6 +15,7 @@ from ranvier.core.sampling import SamplingParams
 from ranvier.engine.loop import Engine
 from ranvier.media.decode import read_picture
 from ranvier.media.vision import Vision
+from ranvier.offline.adapters import AdapterDesk, LoRARequest
 from ranvier.offline.metrics import Metric, snapshot
 from ranvier.offline.outputs import CompletionOutput, Logprob, RequestOutput
 from ranvier.offline.prompts import Content, Prompt, read_prompts
@@ -38,7 +39,6 @@ UNSUPPORTED = {
 }
 """vLLM's methods that this LLM does not have, and why."""
 UNSUPPORTED_CHAT = {
-    "lora_request": "LoRA adapters are not supported yet",
     "mm_processor_kwargs": "pictures are prepared as the model's own processor says",
 }
 
@@ -64,6 +64,7 @@ class Offline:
         self._codec = codec
         self._seed = seed
         self._ids = itertools.count()
+        self._adapters = AdapterDesk(engine)
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -83,23 +84,25 @@ class Offline:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
-        lora_request: Any = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         priority: Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of these.
 
         A dict's multi_modal_data={"image": picture or list} holds the pictures of its placeholders.
-        One SamplingParams for all, or one a prompt. Raises RequestError before anything runs.
+        One SamplingParams for all, or one a prompt; lora_request alike, None for the model itself.
+        Raises RequestError before anything runs.
         """
-        _refuse("lora_request", lora_request, "LoRA adapters are not supported yet")
         served = "requests are served in order of arrival"
         _refuse("priority", [p for p in priority or () if p], served)
         _refuse("tokenization_kwargs", tokenization_kwargs, "use SamplingParams' own fields")
         items = read_prompts(prompts)
         params = self._params(sampling_params, len(items))
+        names = self._adapters.names(lora_request, len(items))
         collectors = [
-            self._collector(prompt, own) for prompt, own in zip(items, params, strict=True)
+            self._collector(prompt, own, name)
+            for prompt, own, name in zip(items, params, names, strict=True)
         ]
         self._run(collectors, use_tqdm)
         return [collector.output() for collector in collectors]
@@ -114,16 +117,26 @@ class Offline:
         """Answer one conversation, or each of a list of them, through the model's template.
 
         Options, by vLLM's names: chat_template, add_generation_prompt, continue_final_message,
-        tools, chat_template_kwargs, chat_template_content_format. Raises RequestError.
+        tools, chat_template_kwargs, chat_template_content_format, lora_request.
+        Raises RequestError.
         """
         several = messages if messages and isinstance(messages[0], list) else [messages]
+        lora_request = options.pop("lora_request", None)
         fields = _template_options(options)
         prompts: list[Prompt] = []
         for conversation in several:
             text = self._codec.render_chat(conversation, **fields)  # type: ignore[arg-type]
             ids = self._codec.encode(text, add_special_tokens=False)
             prompts.append({"prompt": text, "prompt_token_ids": ids})
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
+
+    def load_adapter(self, name: str, path: str, *, load_inplace: bool = False) -> None:
+        """Serve the LoRA adapter in a folder under a name. Raises what is wrong with it."""
+        self._adapters.load(name, path, is_inplace=load_inplace)
+
+    def unload_adapter(self, name: str) -> None:
+        """Serve a LoRA adapter's name no longer. Raises ModelNotFound."""
+        self._adapters.unload(name)
 
     def get_tokenizer(self) -> Any:
         return self._codec.tokenizer
@@ -152,6 +165,8 @@ class Offline:
         """Free the device; a second call does nothing, a later generate is an error."""
         if not self._is_closed:
             self._is_closed = True
+            if self._engine.adapters is not None:
+                self._engine.adapters.close()
             self._engine.runner.close()
 
     def _params(
@@ -165,14 +180,14 @@ class Offline:
             raise RequestError(f"{count} prompts but {len(given)} sampling_params.")
         return list(given)
 
-    def _collector(self, prompt: Content, params: SamplingParams) -> _Collector:
+    def _collector(self, prompt: Content, params: SamplingParams, adapter: str) -> _Collector:
         name = f"{next(self._ids)}-{secrets.token_hex(4)}"
         ids = prompt.token_ids
         content = ids if ids is not None else prompt.text or ""
         index = int(name.split("-")[0])
         seed = (self._seed << 32) + index
         request = self._request(name, content, params, seed, prompt.pictures)
-        request.cache_salt = prompt.cache_salt
+        request.cache_salt, request.adapter = prompt.cache_salt, adapter
         self._engine.scheduler.check(request)
         return _Collector(self._codec, request, prompt.text)
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ranvier.core.errors import CheckpointError
 
-__all__ = ["fetch_hub", "is_hub_id"]
+__all__ = ["fetch_adapter", "fetch_hub", "is_hub_id"]
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 NEEDED = [
     "config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
 ]  # fmt: skip
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 NEVER = ["*/*", "consolidated*.safetensors"]
 
 
@@ -27,7 +29,17 @@ def is_hub_id(name: str) -> bool:
     return ID.fullmatch(name) is not None
 
 
-def fetch_hub(name: str, revision: str | None = None, folder: str | None = None) -> Path:
+def fetch_adapter(name: str) -> Path:
+    """An adapter's folder in the hub's cache. Raises CheckpointError, as fetch_hub does."""
+    return fetch_hub(name, needed=ADAPTER)
+
+
+def fetch_hub(
+    name: str,
+    revision: str | None = None,
+    folder: str | None = None,
+    needed: Sequence[str] = tuple(NEEDED),
+) -> Path:
     """The model's folder in the hub's cache, downloaded when it is not there.
 
     Raises CheckpointError: no client, an unknown id or revision, no access, no network.
@@ -41,8 +53,12 @@ def fetch_hub(name: str, revision: str | None = None, folder: str | None = None)
         ) from None
     try:
         found = hub.snapshot_download(
-            name, revision=revision, cache_dir=folder, allow_patterns=NEEDED, ignore_patterns=NEVER
-        )
+            name,
+            revision=revision,
+            cache_dir=folder,
+            allow_patterns=list(needed),
+            ignore_patterns=NEVER,
+        )  # fmt: skip
     except (OSError, ValueError) as error:  # the client's errors derive from these
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(

@@ -1,14 +1,80 @@
-"""The adapters that `--lora-modules` names, in vLLM's two forms: name=path, and JSON."""
+"""Options of LoRA adapters: how many, how large, and those that `--lora-modules` names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from ranvier.core.errors import ConfigError
+from ranvier.core.limits import LIMITS
 
-__all__ = ["AdapterModule", "read_modules"]
+__all__ = ["AdapterModule", "AdapterOptions", "adapter_sizes", "check_adapters", "read_modules"]
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's values of max_lora_rank."""
+RANK = 8
+"""Ranks are stored in steps of this."""
+HOST_DEFAULT = 32
+Eviction = Literal["lru", "lfu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """The engine's options of adapters, by vLLM's names."""
+
+    enable_lora: bool = False
+    """Compile slots for LoRA adapters into the programs (docs/lora.md)."""
+    max_loras: int = 1
+    """Slots: adapters that one batch can mix."""
+    max_lora_rank: int = 16
+    """Largest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."""
+    max_cpu_loras: int | None = None
+    """Adapters kept in host memory; others are read again from their folder. Default 32, or
+    max_loras if that is more."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Linears that adapters may change (q_proj, v_proj, ...); default: all of the layers."""
+    lora_eviction: str = "lru"
+    """Which idle adapter leaves its slot: lru, the one unused for longest, or lfu, the one least
+    used."""
+
+    @property
+    def eviction(self) -> Eviction:
+        """lora_eviction, checked."""
+        return "lfu" if self.lora_eviction == "lfu" else "lru"
+
+    @property
+    def host_adapters(self) -> int:
+        """Adapters in host memory."""
+        return self.max_cpu_loras or max(HOST_DEFAULT, self.max_loras)
+
+
+def check_adapters(options: AdapterOptions) -> None:
+    """Raises ConfigError for values that cannot be."""
+    if not 1 <= options.max_loras <= LIMITS.adapter_slots_max:
+        limit = LIMITS.adapter_slots_max
+        raise ConfigError(f"max_loras is {options.max_loras}; it must be in [1, {limit}].")
+    if options.max_lora_rank not in RANKS:
+        told = ", ".join(map(str, RANKS))
+        raise ConfigError(f"max_lora_rank is {options.max_lora_rank}; supported: {told}.")
+    kept = options.max_cpu_loras
+    if kept is not None and kept < options.max_loras:
+        raise ConfigError(f"max_cpu_loras is {kept}, less than max_loras={options.max_loras}.")
+    if options.lora_eviction not in get_args(Eviction):
+        raise ConfigError(f"lora_eviction is {options.lora_eviction!r}; supported: lru, lfu.")
+
+
+def adapter_sizes(options: AdapterOptions) -> dict[str, Any]:
+    """The fields of a build's sizes: slots, the rank that they hold, the linears."""
+    if not options.enable_lora:
+        return {}
+    return {
+        "adapter_slots": options.max_loras,
+        "adapter_rank_max": -(-options.max_lora_rank // RANK) * RANK,
+        "adapter_modules": tuple(options.lora_target_modules),
+    }
 
 
 class AdapterModule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

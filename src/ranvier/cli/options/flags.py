@@ -120,14 +120,15 @@ def given_for(given: argparse.Namespace, kind: type) -> dict[str, Any]:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The docstring under each field of a dataclass and of those that it extends."""
     found: dict[str, str] = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    for own in filter(dataclasses.is_dataclass, kind.__mro__):
+        body = ast.parse(inspect.getsource(own)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                assert isinstance(field.target, ast.Name)
+                found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return found
 
 

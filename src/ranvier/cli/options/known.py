@@ -28,7 +28,6 @@ _RECOMPUTE = "a sequence that loses its blocks is recomputed, never swapped"
 _ONE = "one device serves the model in this version"
 _SERVER = "an LLM in this process is one engine; ranvier serve has replicas and ranks"
 _SPECULATION = "give it in speculative_config={'model': ..., 'num_speculative_tokens': ...}"
-_LORA = "LoRA adapters are not supported yet"
 _MEDIA = "the server takes no pictures yet"
 _EXPERTS = "it splits the experts of a model, and no family with experts is served yet"
 _LOOP = "the engine has one loop, in steps of its own"
@@ -84,7 +83,6 @@ KNOWN: dict[str, Known] = {
     "calculate_kv_scales": Known((False,), "the cache is not scaled", True),
     "enable_expert_parallel": Known((False,), _EXPERTS, True),
     "enable_eplb": Known((False,), _EXPERTS, True),
-    "enable_lora": Known((False,), _LORA, True),
     "enable_prompt_embeds": Known((False,), "prompts are text or token ids", True),
     "enable_sleep_mode": Known((False,), "sleep mode is not supported", True),
     "scheduling_policy": Known(("fcfs",), "requests are served in order of arrival"),
@@ -124,12 +122,9 @@ KNOWN: dict[str, Known] = {
     "quantization_param_path": Known((), "scales come with the checkpoint"),
     "speculative_model": Known((), _SPECULATION),
     "num_speculative_tokens": Known((), _SPECULATION),
-    "max_loras": Known((), _LORA),
-    "max_lora_rank": Known((), _LORA),
-    "max_cpu_loras": Known((), _LORA),
-    "lora_dtype": Known((), _LORA),
-    "lora_extra_vocab_size": Known((), _LORA),
-    "fully_sharded_loras": Known((), _LORA, True),
+    "lora_dtype": Known(("auto",), "adapters have the model's dtype"),
+    "lora_extra_vocab_size": Known((0,), "adapters that add tokens are not supported"),
+    "fully_sharded_loras": Known((False,), "adapters run on one device", True),
     "model_loader_extra_config": Known((), _OFFLOAD),
     "mm_processor_kwargs": Known((), _MEDIA),
     "mm_processor_cache_gb": Known((), _MEDIA),

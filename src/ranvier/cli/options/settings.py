@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ranvier.cli.options.adapters import AdapterOptions, check_adapters
 from ranvier.cli.options.known import ENVIRONMENT, KNOWN
 from ranvier.cli.options.speculative import read_speculative
-from ranvier.cli.options.values import read_value
+from ranvier.cli.options.values import check_counts, read_value
 from ranvier.core.errors import ConfigError
 
 __all__ = [
@@ -66,7 +67,7 @@ FRAMEWORKS = {"neuronx-distributed-inference": "block", "transformers-neuronx": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(AdapterOptions):
     """Engine options, by vLLM's names; None means: chosen from the model and the machine."""
 
     model: str
@@ -382,19 +383,8 @@ def _check(options: Options) -> None:
     _choice("kv_layout", options.kv_layout, ("auto", "block", "contiguous"))
     kv_layout(options)
     _choice("program_family", options.program_family, ("auto", "ragged", "unragged"))
-    positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
-    for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):
-        value = getattr(options, name)
-        is_auto = name == "max_model_len" and value == -1
-        if value is not None and value < 1 and not is_auto:
-            raise ConfigError(f"{name} must be a positive integer, is {value!r}.")
-    if options.block_size % 32:
-        raise ConfigError(f"block_size must be a multiple of 32, is {options.block_size}.")
-    share = options.gpu_memory_utilization
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"gpu_memory_utilization must be in (0, 1], is {share}.")
+    check_counts(options)
     if options.num_gpu_blocks_override and options.kv_cache_memory_bytes:
         raise ConfigError("Give num_gpu_blocks_override or kv_cache_memory_bytes, not both.")
     read_speculative(options.speculative_config, say)
-    if not 0 <= options.seed < 2**32:
-        raise ConfigError(f"seed must be in [0, 2**32), is {options.seed}.")
+    check_adapters(options)

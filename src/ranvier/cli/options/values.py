@@ -12,7 +12,7 @@ from typing import Any
 
 from ranvier.core.errors import ConfigError
 
-__all__ = ["is_kind", "members", "parse_size", "parse_switch", "read_value"]
+__all__ = ["check_counts", "is_kind", "members", "parse_size", "parse_switch", "read_value"]
 
 UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -104,3 +104,20 @@ def _told(kind: Any) -> str:
         tuple: "a list of texts", dict: "a JSON object",
     }  # fmt: skip
     return told[typing.get_origin(kind) or kind]
+
+
+def check_counts(options: Any) -> None:
+    """The numbers of engine options are in their ranges. Raises ConfigError."""
+    positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override")
+    for name in (*positive, "kv_cache_memory_bytes", "max_model_len"):
+        value = getattr(options, name)
+        is_auto = name == "max_model_len" and value == -1
+        if value is not None and value < 1 and not is_auto:
+            raise ConfigError(f"{name} must be a positive integer, is {value!r}.")
+    if options.block_size % 32:
+        raise ConfigError(f"block_size must be a multiple of 32, is {options.block_size}.")
+    share = options.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"gpu_memory_utilization must be in (0, 1], is {share}.")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"seed must be in [0, 2**32), is {options.seed}.")

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from ranvier.cli.serving.log import configure_logging
 from ranvier.cli.serving.order import EngineOrder
@@ -65,8 +66,14 @@ def _open(order: EngineOrder, link: EngineLink, start_s: float) -> Engine:
     order.take_share()
     options, phases = order.options, _ToldPhases(link)
 
+    folders: list[Path] = []
+
+    def located(folder: Path) -> None:
+        folders.append(folder)
+        link.send(Located(str(folder)))
+
     def load(agree: Agree) -> Runner:
-        return load_rank(order, agree, phases, lambda folder: link.send(Located(str(folder))))
+        return load_rank(order, agree, phases, located)
 
     if order.place is None:
         runner = load(lambda stage, values: None)
@@ -75,7 +82,7 @@ def _open(order: EngineOrder, link: EngineLink, start_s: float) -> Engine:
         runner = lead(order.place, order.key, facts, load, link, order.timeout_s)
     from ranvier.cli.wire import make_engine
 
-    engine = make_engine(runner, options)
+    engine = make_engine(runner, options, folders[-1])
     info = engine.runner.info
     cache = {
         "block_size": str(info.block_tokens),

@@ -1,0 +1,140 @@
+"""Adapters through the offline LLM: each sequence gets the merged model's tokens."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from tests.adapters import LLAMA, modules_of, random_tensors, save_adapter
+from tests.numerics.lora_device import model_of
+
+from ranvier import LLM, LoRARequest, SamplingParams
+from ranvier.cli.main import main
+from ranvier.core.errors import AdapterError, ConfigError, ModelNotFound, RequestError
+
+PARAMS = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+PROMPT = {"prompt_token_ids": list(range(3, 70))}
+"""Two full blocks, so that prefixes could be shared wrongly."""
+SHAPES = {"a": {"rank": 4}, "b": {"rank": 16, "names": ("q_proj", "v_proj")}, "c": {"rank": 8}}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The model in f32, so that merging rounds nothing, and three adapters of it."""
+    root = tmp_path_factory.mktemp("adapters")
+    found = {"model": model_of(root, "llama")}
+    for seed, (name, shape) in enumerate(SHAPES.items()):
+        modules = modules_of(LLAMA, names=shape.get("names"))
+        rank = shape["rank"]
+        tensors = random_tensors(modules, rank, seed)
+        found[name] = save_adapter(root / name, tensors, r=rank, lora_alpha=rank)
+    return found
+
+
+@pytest.fixture(scope="module")
+def options(tiny_options, folders):
+    return {**tiny_options, "model": str(folders["model"])}
+
+
+@pytest.fixture(scope="module")
+def wanted(options, folders, tmp_path_factory):
+    """Tokens of the model and of each merged one."""
+    out = tmp_path_factory.mktemp("merged")
+    models = {"": folders["model"]}
+    for name in SHAPES:
+        models[name] = out / name
+        words = ["merge-lora", str(folders["model"]), str(folders[name])]
+        assert main([*words, "--output", str(models[name])]) == 0
+    found = {}
+    for name, model in models.items():
+        with LLM(**{**options, "model": str(model)}) as llm:
+            found[name] = tokens(llm.generate(PROMPT, PARAMS, use_tqdm=False))[0]
+    assert len({tuple(ids) for ids in found.values()}) == 4
+    return found
+
+
+@pytest.fixture
+def llm(options):
+    with LLM(**options, enable_lora=True, max_loras=2, max_lora_rank=16) as llm:
+        yield llm
+
+
+def test_guesses_change_no_token_of_an_adapter(options, folders, wanted):
+    guess = {"method": "ngram", "num_speculative_tokens": 3}
+    with LLM(**options, enable_lora=True, max_loras=2, speculative_config=guess) as llm:
+        requests = [LoRARequest(name, 1, str(folders[name])) for name in SHAPES]
+        outputs = llm.generate([PROMPT] * 3, PARAMS, lora_request=requests, use_tqdm=False)
+    assert tokens(outputs) == [wanted[name] for name in SHAPES]
+
+
+def tokens(outputs):
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_a_batch_of_more_adapters_than_slots_is_each_merged_model(llm, folders, wanted):
+    names = ["a", "", "b", "c", "a", "b", "", "c"]
+    requests = [LoRARequest(n, 1, str(folders[n])) if n else None for n in names]
+    outputs = llm.generate([PROMPT] * len(names), PARAMS, lora_request=requests, use_tqdm=False)
+    assert tokens(outputs) == [wanted[name] for name in names]
+    stats = llm.stats()
+    assert stats.compiles_after_ready == 0
+    assert stats.adapter_misses >= 3
+
+
+def test_a_changed_adapter_of_the_same_name_reuses_no_block(llm, folders, wanted, tmp_path):
+    moving = shutil.copytree(folders["a"], tmp_path / "moving")
+    asked = LoRARequest("one", 1, str(moving))
+    assert tokens(llm.generate(PROMPT, PARAMS, lora_request=asked, use_tqdm=False)) == [wanted["a"]]
+    shutil.copytree(folders["c"], moving, dirs_exist_ok=True)
+    again = LoRARequest("one", 1, str(moving), load_inplace=True)
+    assert tokens(llm.generate(PROMPT, PARAMS, lora_request=again, use_tqdm=False)) == [wanted["c"]]
+    assert tokens(llm.generate(PROMPT, PARAMS, use_tqdm=False)) == [wanted[""]]
+
+
+def test_by_name_with_n_and_chat(llm, folders, wanted):
+    llm.load_adapter("b", str(folders["b"]))
+    several = PARAMS.replace(n=3)
+    (output,) = llm.generate(PROMPT, several, lora_request=LoRARequest("b"), use_tqdm=False)
+    assert [part.token_ids for part in output.outputs] == [wanted["b"]] * 3
+    llm.unload_adapter("b")
+    with pytest.raises(RequestError, match="not loaded; give lora_path"):
+        llm.generate(PROMPT, PARAMS, lora_request=LoRARequest("b"), use_tqdm=False)
+    with pytest.raises(ModelNotFound, match="cannot be found"):
+        llm.unload_adapter("b")
+
+
+def test_wrong_adapters_are_refused_and_the_engine_goes_on(llm, folders, wanted, tmp_path):
+    wide = save_adapter(
+        tmp_path / "wide", random_tensors(modules_of(LLAMA), 32), r=32, lora_alpha=32
+    )
+    other = save_adapter(tmp_path / "other", random_tensors({"model.layers.0.mlp.gate": (4, 4)}))
+    for path, said in ((wide, "rank 32"), (other, "no such linear"), (tmp_path / "none", "none")):
+        with pytest.raises(AdapterError, match=said):
+            llm.load_adapter("x", str(path))
+    with pytest.raises(RequestError, match="2 prompts but 1 lora_requests"):
+        llm.generate([PROMPT] * 2, PARAMS, lora_request=[None], use_tqdm=False)
+    llm.load_adapter("x", str(folders["a"]))
+    with pytest.raises(RequestError, match="already been loaded with other content"):
+        llm.load_adapter("x", str(folders["b"]))
+    asked = LoRARequest("x")
+    assert tokens(llm.generate(PROMPT, PARAMS, lora_request=asked, use_tqdm=False)) == [wanted["a"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_loras": 0}, "max_loras is 0"),
+        ({"max_lora_rank": 12}, "max_lora_rank is 12; supported"),
+        ({"max_loras": 4, "max_cpu_loras": 2}, "less than max_loras"),
+        ({"lora_eviction": "fifo"}, "supported: lru, lfu"),
+        ({"lora_target_modules": ["z_proj"]}, "no such linear"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, given, said):
+    with pytest.raises(ConfigError, match=said):
+        LLM(**options, enable_lora=True, **given)
+
+
+def test_without_slots_adapters_are_refused(options, folders):
+    with LLM(**options) as llm, pytest.raises(RequestError, match="enable_lora=True"):
+        llm.load_adapter("a", str(folders["a"]))
