@@ -10,6 +10,7 @@ from tests.numerics.lora_device import model_of
 
 from ranvier import LLM, LoRARequest, SamplingParams
 from ranvier.cli.main import main
+from ranvier.cli.options.settings import parse_options
 from ranvier.core.errors import AdapterError, ConfigError, ModelNotFound, RequestError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -138,3 +139,10 @@ def test_options_that_cannot_be_are_refused(options, given, said):
 def test_without_slots_adapters_are_refused(options, folders):
     with LLM(**options) as llm, pytest.raises(RequestError, match="enable_lora=True"):
         llm.load_adapter("a", str(folders["a"]))
+
+
+def test_nxdi_s_names_are_the_same_options(tiny_options):
+    lora = {"max_loras": 3, "max_lora_rank": 8, "target_modules": ["q_proj"]}
+    options = parse_options({**tiny_options, "override_neuron_config": {"lora_config": lora}})
+    assert (options.enable_lora, options.max_loras, options.max_lora_rank) == (True, 3, 8)
+    assert list(options.lora_target_modules) == ["q_proj"]

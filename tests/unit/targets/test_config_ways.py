@@ -94,7 +94,7 @@ def test_contradictions_name_both(override, plain, message):
         ({"neuron_config": 5}, None, "must be a dictionary"),
         (None, [1], "must be a dictionary"),
         (None, {"lora_config": {"max_lora": 4}}, "Did you mean max_loras"),
-        (None, {"lora_config": {"max_loras": 4}}, "lora_config = .* adapters are not supported"),
+        (None, {"lora_config": {"lora_bias": "all"}}, "an adapter's bias is not supported"),
         (None, {"seq_len": 0}, "positive integer"),
         (None, {"seq_len": 8, "seq-len": 9}, "seq_len = 9: is given twice, with - and with _"),
         (None, {"seq_len": True}, "positive integer"),

@@ -74,13 +74,13 @@ def test_what_cannot_be_taken_over_is_named_with_its_reason(tmp_path):
     found = read_nxdi(
         compiled(
             tmp_path, is_mxfp4_compute=True, of_tomorrow=3, seq_len="long", torch_dtype="float16",
-            lora_config={"max_loras": 4}, kv_quant_config={"direct_cast": True},
+            kv_quant_config={"direct_cast": True},
         )
     )  # fmt: skip
     text = "\n".join(found.left_out)
     for part in ("is_mxfp4_compute = True: weights are int8", "of_tomorrow = 3: no field",
-                 "seq_len = 'long': not of the type", "torch_dtype = 'float16': supported",
-                 "lora_config = {'max_loras': 4}: adapters"):  # fmt: skip
+                 "seq_len = 'long': not of the type",
+                 "torch_dtype = 'float16': supported"):  # fmt: skip
         assert part in text
     assert "kv_quant_config" not in text
     assert "max_model_len" not in found.options and "dtype" not in found.options

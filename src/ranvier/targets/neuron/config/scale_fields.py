@@ -8,7 +8,7 @@ __all__ = ["LORA", "LORA_SERVING", "PARALLEL", "SPECULATION"]
 
 _MEDUSA = "Medusa heads are not supported; EAGLE heads and draft models are"
 _PARALLEL = "only tensor parallelism is planned from here; this axis is not supported yet"
-_LORA = "adapters are not supported yet"
+_LORA_PATHS = "adapters are named by --lora-modules, --lora-folder or a request"
 _SPLIT = "how ranks share the work changes no result; the build decides it"
 
 SPECULATION: tuple[Field, ...] = (
@@ -68,24 +68,31 @@ PARALLEL: tuple[Field, ...] = (
     satisfied("ep_dispatch_cc_option", "str", "AR_AG", _SPLIT),
 )  # fmt: skip
 
-LORA: tuple[Field, ...] = (refused("lora_config", "dict", None, _LORA),)
+LORA: tuple[Field, ...] = (
+    honoured("lora_config", "dict", None, "enable_lora", "slots for adapters are compiled in"),
+)
 
 LORA_SERVING: tuple[Field, ...] = (
-    refused("max_loras", "count", 1, _LORA),
-    refused("max_lora_rank", "count", 16, _LORA),
-    refused("max_cpu_loras", "count", 100, _LORA),
-    refused("batch_size", "count", 1, _LORA),
-    refused("target_modules", "strings", None, _LORA),
-    refused("lora_bias", "str", "none", _LORA),
-    refused("lora_ckpt_paths", "any", None, _LORA),
-    refused("lora_ckpt_paths_cpu", "any", None, _LORA),
-    refused("lora_ckpt_json", "str", None, _LORA),
-    refused("lora_memory_transpose", "bool", True, _LORA),
-    refused("lora_shard_linear_layer", "bool", True, _LORA, (False,)),
-    refused("is_context_encoding", "bool", False, _LORA),
-    refused("dynamic_multi_lora", "bool", False, _LORA),
-    refused("eviction_policy", "str", "lru", _LORA),
-    refused("lfu_decay_period", "count", 128, _LORA),
-    refused("base_model_quantized", "bool", False, _LORA),
-    refused("enable_base_model_only", "bool", False, _LORA),
-)
+    honoured("max_loras", "count", 1, "max_loras", "slots"),
+    honoured("max_lora_rank", "count", 16, "max_lora_rank", "the largest rank that is taken"),
+    honoured("max_cpu_loras", "count", 100, "max_cpu_loras", "adapters kept in host memory"),
+    satisfied("batch_size", "count", 1, "each sequence of a batch has its own adapter"),
+    honoured(
+        "target_modules", "strings", None, "lora_target_modules",
+        "the linears that adapters may change",
+    ),
+    refused("lora_bias", "str", "none", "an adapter's bias is not supported"),
+    refused("lora_ckpt_paths", "any", None, _LORA_PATHS),
+    refused("lora_ckpt_paths_cpu", "any", None, _LORA_PATHS),
+    refused("lora_ckpt_json", "str", None, _LORA_PATHS),
+    satisfied("lora_memory_transpose", "bool", True, "the target's kernels say how slots lie"),
+    satisfied("lora_shard_linear_layer", "bool", True, "adapters run on one device"),
+    satisfied("is_context_encoding", "bool", False, "every program takes adapters"),
+    satisfied("dynamic_multi_lora", "bool", False, "adapters come and go while the server runs"),
+    honoured(
+        "eviction_policy", "str", "lru", "lora_eviction", "which idle adapter leaves its slot"
+    ),
+    refused("lfu_decay_period", "count", 128, "uses are halved every 128 of them"),
+    satisfied("base_model_quantized", "bool", False, "the base may be dense or quantised"),
+    satisfied("enable_base_model_only", "bool", False, "requests without an adapter always run"),
+)  # fmt: skip

@@ -174,6 +174,8 @@ def _setting(given: Given) -> tuple[str, str, Any]:
         value = "fp8" if value else "auto"
     if given.field.option == "limit_mm_per_prompt":
         value = {"image": 0}
+    if given.field.option == "enable_lora":
+        value = True
     if given.field.option == "target":
         value = f"neuron-{value.removeprefix('neuron-')}"
     return given.key, given.field.option, value
