@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "engine": {"core", "schedule", "adapters"},
     "offline": {"core", "adapters", "engine", "media", "text"},
     "link": {"core", "engine", "adapters"},
-    "server": {"core", "engine", "link", "text"},
+    "server": {"core", "engine", "link", "media", "text"},
     "sim": {"core", "schedule", "engine", "media", "adapters"},
     "client": {"core"},
     "bench": {"core", "engine", "offline", "text", "client"},

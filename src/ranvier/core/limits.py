@@ -29,6 +29,8 @@ class Limits:
     """Requests queued in the engine before admission answers 503."""
     request_bytes_max: int = 64 * 2**20
     """HTTP body, and one message between server and engine."""
+    request_spare_bytes: int = 2**20
+    """Of such a message: what is not the pictures of its prompt."""
     header_bytes_max: int = 64 * 2**10
     """HTTP request headers."""
     header_read_s: float = 30.0

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from ranvier.core.errors import RequestError
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
+from ranvier.media.vision import Vision
 from ranvier.server.adapters import AdapterRoutes
 from ranvier.server.generate import Generation
 from ranvier.server.http.errors import HANDLERS, error_response, json_response
@@ -197,10 +198,11 @@ def make_app(
     info: RunnerInfo,
     *,
     created: int = 0,
+    vision: Vision | None = None,
 ) -> Starlette:
     """The ASGI application over a running engine; `state` has its gate and its adapters."""
     metrics = Metrics(options, info.model_len_max)
-    generation = Generation(options, codec, client, metrics, info)
+    generation = Generation(options, codec, client, metrics, info, vision)
     metrics.attach(client.stats, generation.gate)
     metrics.adapter_slots = info.adapter_slots
     client.on_stats = metrics.heard

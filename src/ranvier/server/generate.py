@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -15,10 +16,13 @@ from starlette.responses import Response
 from ranvier.core.errors import CapacityError, RequestError
 from ranvier.core.fit import check_fits
 from ranvier.core.limits import LIMITS
+from ranvier.core.media import PromptMedia
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
+from ranvier.media.fetch import Fetcher
+from ranvier.media.vision import Vision
 from ranvier.server.adapters import ServedAdapters
 from ranvier.server.answer import Answer, Job
 from ranvier.server.gate import Gate
@@ -28,6 +32,7 @@ from ranvier.server.http.log import RequestLog
 from ranvier.server.http.stream import EventStream, until_gone
 from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
+from ranvier.server.pictures import PictureDesk, image_urls
 from ranvier.server.wire.requests import ChatRequest, CompletionRequest, GenerateRequest
 from ranvier.text.codec import TextCodec
 
@@ -55,6 +60,7 @@ class Generation:
         client: EngineClient,
         metrics: Metrics,
         info: RunnerInfo,
+        vision: Vision | None = None,
     ) -> None:
         self.options = options
         self.codec = codec
@@ -62,6 +68,9 @@ class Generation:
         self.metrics = metrics
         self.info = info
         self.adapters = ServedAdapters(options, client)
+        folder = options.allowed_local_media_path
+        fetcher = Fetcher(options.allowed_media_domains, Path(folder) if folder else None)
+        self.pictures = PictureDesk(vision, fetcher, info.vision.images_max if info.vision else 0)
         self.log = RequestLog(options)
         self.gate = Gate(
             rows=info.rows_max,
@@ -91,8 +100,8 @@ class Generation:
             raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         params = self._params(body, logprobs=logprobs)
-        ids = await self.render(body)
-        job = _with_adapter(self._job(http, "chat", body, params, [ids]), adapter)
+        ids, media = await self._see(body)
+        job = _with_adapter(self._job(http, "chat", body, params, [ids], media), adapter)
         last = body.messages[-1]
         if body.echo and last.get("role") == job.role and isinstance(last.get("content"), str):
             job = replace(job, echo=[last["content"]])
@@ -117,7 +126,30 @@ class Generation:
             raise RequestError("The text holds lone surrogates.", param="prompt") from None
 
     async def render(self, body: Any) -> list[int]:
-        """Ids of a conversation. The template runs in a process that ends it when it is slow."""
+        """Ids of a conversation without pictures."""
+        render = self._renderer(body)
+        text = await asyncio.to_thread(render, [_message(m) for m in body.messages])
+        return await self.encode(text, special=bool(body.add_special_tokens))
+
+    async def _see(self, body: ChatRequest) -> tuple[list[int], PromptMedia | None]:
+        """Ids of a conversation, and its pictures."""
+        urls = image_urls(body.messages)
+        if not urls:
+            return await self.render(body), None
+        if body.truncate_prompt_tokens is not None:
+            raise RequestError(
+                "A prompt with pictures is not truncated.", param="truncate_prompt_tokens"
+            )
+        special = bool(body.add_special_tokens)
+        return await self.pictures.weave(
+            [_with_role(m) for m in body.messages],
+            urls,
+            self._renderer(body),
+            lambda text: self.codec.encode(text, add_special_tokens=special),
+        )
+
+    def _renderer(self, body: Any) -> Callable[[list[dict[str, Any]]], str]:
+        """Messages to text. The template runs in a process that ends it when it is slow."""
         if body.chat_template is not None and not self.options.trust_request_chat_template:
             raise RequestError(
                 "chat_template of a request is not trusted.",
@@ -134,16 +166,13 @@ class Generation:
         documents = getattr(body, "documents", None)
         if documents is not None:
             kwargs["documents"] = documents
-        text = await asyncio.to_thread(
-            lambda: self.codec.render_chat(
-                [_message(m) for m in body.messages],
-                chat_template=body.chat_template,
-                add_generation_prompt=body.add_generation_prompt is not False,
-                continue_final_message=bool(body.continue_final_message),
-                **kwargs,
-            )
+        return lambda messages: self.codec.render_chat(
+            messages,
+            chat_template=body.chat_template,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            **kwargs,
         )
-        return await self.encode(text, special=bool(body.add_special_tokens))
 
     def _params(self, body: GenerateRequest, *, logprobs: int | None) -> SamplingParams:
         """The request's parameters over the model's defaults. Raises RequestError."""
@@ -171,6 +200,7 @@ class Generation:
         body: GenerateRequest,
         params: SamplingParams,
         prompts: list[list[int]],
+        media: PromptMedia | None = None,
     ) -> Job:
         options, stream = self.options, body.stream_options
         given = body.request_id or http.headers.get("x-request-id")
@@ -181,7 +211,7 @@ class Generation:
             kind=kind,
             id=name,
             model=body.model or options.model_name,
-            requests=[self._request(name, ids, body, params) for ids in cut],
+            requests=[self._request(name, ids, body, params, media) for ids in cut],
             role=options.response_role,
             stream_interval=body.stream_interval or 1,
             with_usage=bool(stream and stream.include_usage) or options.enable_force_include_usage,
@@ -198,7 +228,12 @@ class Generation:
         )
 
     def _request(
-        self, name: str, ids: list[int], body: GenerateRequest, params: SamplingParams
+        self,
+        name: str,
+        ids: list[int],
+        body: GenerateRequest,
+        params: SamplingParams,
+        media: PromptMedia | None,
     ) -> Request:
         """A core request that fits. Raises RequestError."""
         param = "messages" if isinstance(body, ChatRequest) else "prompt"
@@ -210,10 +245,11 @@ class Generation:
             wanted = told if type(told) is int else (None if is_chat else COMPLETION_TOKENS)
             if wanted is not None:
                 params = params.replace(max_tokens=max(min(wanted, room), 1))
+        known = self.pictures.token_ids if media else frozenset[int]()
         request = self.codec.make_request(
-            f"{name}-{secrets.token_hex(6)}", ids, params, secrets.randbits(62)
+            f"{name}-{secrets.token_hex(6)}", ids, params, secrets.randbits(62), known
         )
-        request.cache_salt = body.cache_salt or ""
+        request.cache_salt, request.media = body.cache_salt or "", media
         check_fits(request, self.info, param=param)
         if params.max_tokens is not None and params.max_tokens > room:
             raise RequestError(
@@ -299,13 +335,19 @@ def _prompts(prompt: Any) -> list[Any]:
     return list(prompt)
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with its text parts joined. Raises RequestError for other parts."""
-    content = message.get("content")
+def _with_role(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that has a role, its reasoning by the name of templates. Raises RequestError."""
     if not isinstance(message.get("role"), str):
         raise RequestError("A message has no role.", param="messages")
     if "reasoning_content" in message:
         message = {**message, "reasoning": message["reasoning_content"]}
+    return message
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its text parts joined. Raises RequestError for other parts."""
+    message = _with_role(message)
+    content = message.get("content")
     if content is None or isinstance(content, str):
         return {**message, "content": content or ""}
     if not isinstance(content, list):

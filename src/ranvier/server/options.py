@@ -43,6 +43,8 @@ class ServerOptions:
     enable_log_requests: bool = False
     enable_log_outputs: bool = False
     max_log_len: int | None = None
+    allowed_media_domains: tuple[str, ...] = ()
+    allowed_local_media_path: str | None = None
     lora_folder: str | None = None
     allow_runtime_lora_updating: bool = False
     cache_labels: dict[str, str] = field(default_factory=dict)

@@ -111,6 +111,10 @@ class FrontOptions:
     """Seconds without a turn of the engine after which /health says 503."""
     timeout_keep_alive: int = 5
     """Seconds that an idle connection is kept."""
+    allowed_media_domains: tuple[str, ...] = ()
+    """Hosts that pictures are fetched from (host, or host:port); none: data: URLs alone."""
+    allowed_local_media_path: str | None = None
+    """Folder below which file: URLs of pictures may lie; none: no files."""
     lora_modules: tuple[str, ...] = ()
     """Adapters to serve from the start, each name=path or a JSON object with name and path."""
     lora_folder: str | None = None
@@ -143,8 +147,10 @@ def check_front(front: FrontOptions) -> None:
         if path is not None and not os.path.isfile(path):
             raise ConfigError(f"{path}: no such file.")
     read_modules(front.lora_modules)
-    if front.lora_folder is not None and not os.path.isdir(front.lora_folder):
-        raise ConfigError(f"lora_folder: {front.lora_folder}: no such folder.")
+    for name in ("lora_folder", "allowed_local_media_path"):
+        folder = getattr(front, name)
+        if folder is not None and not os.path.isdir(folder):
+            raise ConfigError(f"{name}: {folder}: no such folder.")
     if any(not key for key in front.api_key):
         raise ConfigError("An api_key is empty.")
     if front.allow_credentials and "*" in front.allowed_origins:

@@ -28,7 +28,7 @@ _RECOMPUTE = "a sequence that loses its blocks is recomputed, never swapped"
 _ONE = "one device serves the model in this version"
 _SERVER = "an LLM in this process is one engine; ranvier serve has replicas and ranks"
 _SPECULATION = "give it in speculative_config={'model': ..., 'num_speculative_tokens': ...}"
-_MEDIA = "the server takes no pictures yet"
+_MEDIA = "pictures are prepared as the model's own processor says"
 _EXPERTS = "it splits the experts of a model, and no family with experts is served yet"
 _LOOP = "the engine has one loop, in steps of its own"
 _TRANSFER = "KV caches are not moved between servers"
@@ -128,8 +128,6 @@ KNOWN: dict[str, Known] = {
     "model_loader_extra_config": Known((), _OFFLOAD),
     "mm_processor_kwargs": Known((), _MEDIA),
     "mm_processor_cache_gb": Known((), _MEDIA),
-    "allowed_local_media_path": Known((), _MEDIA),
-    "allowed_media_domains": Known((), _MEDIA),
     "media_io_kwargs": Known((), _MEDIA),
     "pooler_config": Known((), _POOLING),
     "override_pooler_config": Known((), _POOLING),

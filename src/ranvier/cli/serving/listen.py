@@ -18,7 +18,7 @@ from ranvier.cli.options.settings import Options, say
 from ranvier.cli.serving.fleet import Fleet
 from ranvier.cli.serving.http import BoundedProtocol
 from ranvier.cli.serving.shutdown import Shutdown
-from ranvier.cli.wire import open_codec
+from ranvier.cli.wire import open_codec, open_vision
 from ranvier.core.errors import ClusterError
 from ranvier.link.message import Ready
 from ranvier.server.app import make_app
@@ -45,7 +45,10 @@ class Listener:
         self._codec = codec
         self._server = server_options(front, options.model, ready.cache)
         created = int(time.time())
-        self._app = make_app(self._server, codec, self._client, ready.info, created=created)
+        vision = open_vision(folder, codec) if ready.info.vision is not None else None
+        self._app = make_app(
+            self._server, codec, self._client, ready.info, created=created, vision=vision
+        )
 
     async def run(
         self, listener: socket.socket, shutdown: Shutdown, *, on_ready: Callable[[], None]
