@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import runpy
 import shutil
@@ -115,3 +117,23 @@ def test_wrong_pictures_are_named(seeing, given, message):
 def test_a_text_model_takes_no_pictures(llm):
     with pytest.raises(RequestError, match="takes no pictures"):
         llm.generate(prompt("a", picture(1)), GREEDY, use_tqdm=False)
+
+
+def test_chat_takes_image_parts(seeing):
+    file = io.BytesIO()
+    picture(1).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [
+        {"type": "text", "text": "w10"},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "w11"},
+    ]
+    template = "{% for m in messages %}{% for p in m.content %}" + (
+        f"{{{{ '{MARK} ' if p.type == 'image' else p.text + ' ' }}}}{{% endfor %}}{{% endfor %}}"
+    )
+    messages = [{"role": "user", "content": content}]
+    (out,) = seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
+    assert [out.outputs[0].token_ids] == tokens(seeing, prompt(f"w10 {MARK} w11", picture(1)))
+    content[1]["image_url"]["url"] = "http://127.0.0.1/a.png"
+    with pytest.raises(RequestError, match="Only data: and file:"):
+        seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,9 @@ from ranvier.core.errors import ConfigError, RequestError
 from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.loop import Engine
-from ranvier.media.decode import read_picture
+from ranvier.media.decode import decode, read_picture
+from ranvier.media.fetch import Fetcher
+from ranvier.media.parts import Render, check_texts, image_urls, render_parts
 from ranvier.media.vision import Vision
 from ranvier.offline.adapters import AdapterDesk, LoRARequest
 from ranvier.offline.metrics import Metric, snapshot
@@ -125,10 +128,23 @@ class Offline:
         fields = _template_options(options)
         prompts: list[Prompt] = []
         for conversation in several:
-            text = self._codec.render_chat(conversation, **fields)  # type: ignore[arg-type]
-            ids = self._codec.encode(text, add_special_tokens=False)
-            prompts.append({"prompt": text, "prompt_token_ids": ids})
+            render = functools.partial(self._codec.render_chat, **fields)
+            prompts.append(self._chat_prompt(conversation, render))  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
+
+    def _chat_prompt(self, messages: list[dict[str, Any]], render: Render) -> Prompt:
+        """A conversation as a prompt; data: URLs of its image parts are its pictures."""
+        urls = image_urls(messages)
+        if not urls:
+            text = render(messages)
+            ids = self._codec.encode(text, add_special_tokens=False)
+            return {"prompt": text, "prompt_token_ids": ids}
+        vision = self._see()
+        check_texts(vision, messages)
+        text = render_parts(vision, messages, len(urls), render)
+        pictures = [decode(Fetcher().read_local(url)) for url in urls]
+        ids = self._codec.encode(text, add_special_tokens=False)
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
     def load_adapter(self, name: str, path: str, *, load_inplace: bool = False) -> None:
         """Serve the LoRA adapter in a folder under a name. Raises what is wrong with it."""
@@ -201,19 +217,24 @@ class Offline:
     ) -> Request:
         if not pictures:
             return self._codec.make_request(name, content, params, seed)
-        if self._open_vision is None:
-            raise RequestError("This model takes no pictures.", param="multi_modal_data")
+        vision = self._see()
         if params.truncate_prompt_tokens is not None:
             raise RequestError(
                 "A prompt with pictures is not truncated.", param="truncate_prompt_tokens"
             )
-        vision = self._vision = self._vision or self._open_vision()
         prepare = vision.processor().prepare
         prepared = [prepare(read_picture(picture)) for picture in pictures]
         woven = vision.weave(content, prepared, self._codec.encode, "prompt")
         request = self._codec.make_request(name, woven.token_ids, params, seed, vision.token_ids)
         request.media = woven.media
         return request
+
+    def _see(self) -> Vision:
+        """The image side of the model. Raises RequestError."""
+        if self._open_vision is None:
+            raise RequestError("This model takes no pictures.", param="multi_modal_data")
+        self._vision = self._vision or self._open_vision()
+        return self._vision
 
     def _run(self, collectors: list[_Collector], use_tqdm: bool | Callable[..., Any]) -> None:
         if self._is_closed:

@@ -22,6 +22,7 @@ from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
 from ranvier.media.fetch import Fetcher
+from ranvier.media.parts import image_urls
 from ranvier.media.vision import Vision
 from ranvier.server.adapters import ServedAdapters
 from ranvier.server.answer import Answer, Job
@@ -32,7 +33,7 @@ from ranvier.server.http.log import RequestLog
 from ranvier.server.http.stream import EventStream, until_gone
 from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
-from ranvier.server.pictures import PictureDesk, image_urls
+from ranvier.server.pictures import PictureDesk
 from ranvier.server.wire.requests import ChatRequest, CompletionRequest, GenerateRequest
 from ranvier.text.codec import TextCodec
 
