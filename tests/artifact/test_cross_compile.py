@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.engine.test_pictures_llm import PROCESSOR, tokenizer
+from tests.parity.vision_cases import GOLDENS
 
 import ranvier
 from ranvier.artifact.read import read_manifest, verify
@@ -73,6 +75,21 @@ def test_the_artifact_is_whole_but_for_the_binaries(built):
     names = {f"programs/{name}.{suffix}" for name in NAMES for suffix in ("stablehlo", "hlo.pb")}
     assert names <= set(manifest.files)
     assert manifest.arrays
+
+
+def test_a_model_that_sees_keeps_how_pictures_are_prepared(tmp_path):
+    folder = tmp_path / "llava"
+    shutil.copytree(GOLDENS / "llava", folder)
+    (folder / "tokenizer.json").write_text(tokenizer())
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    built = ranvier.compile(
+        str(folder), target="neuron-trn2", instance="trn2.48xlarge", max_model_len=128,
+        max_num_seqs=4, artifacts=str(tmp_path / "artifacts"), **ONE_BUCKET,
+    )  # fmt: skip
+    kept = json.loads((built.path / "text/preprocessor_config.json").read_text())
+    assert kept == PROCESSOR
+    assert "text/preprocessor_config.json" in read_manifest(built.path).files
 
 
 def test_an_incomplete_artifact_is_refused_with_the_command(built):

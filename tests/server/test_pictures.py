@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import openai
@@ -18,9 +19,10 @@ from PIL import Image
 from ranvier import LLM
 from ranvier.cli.options.settings import parse_options
 from ranvier.cli.wire import ensure_artifact, load_engine, open_codec, open_vision
+from ranvier.core.limits import LIMITS
 from ranvier.server.app import make_app
 from ranvier.server.options import ServerOptions
-from tests.engine.test_pictures_llm import GREEDY, MARK, PROCESSOR, picture, tokenizer
+from tests.engine.test_pictures_llm import GREEDY, MARK, PROCESSOR, SIDE, picture, tokenizer
 from tests.parity.vision_cases import GOLDENS
 from tests.server.running import Server
 
@@ -123,6 +125,23 @@ def test_a_repeated_picture_is_encoded_once(server, ai):
     ask(ai, "w2", shown(31))
     assert features.hits == hits + 1
     assert "vllm:mm_cache_hits_total" in httpx.get(server.url + "/metrics").text
+
+
+def test_pictures_of_open_requests_have_a_limit_and_leave_with_them(server, ai, monkeypatch):
+    one = SIDE * SIDE * 3 * 4
+    for limit in (one - 1, one):
+        bounded = replace(LIMITS, images_bytes_max=limit)
+        monkeypatch.setattr("ranvier.server.pictures.LIMITS", bounded)
+        with pytest.raises(openai.InternalServerError, match="pictures of open requests") as error:
+            ask(ai, "w10", shown(1), shown(2))
+        assert error.value.status_code == 503
+    with pytest.raises(openai.BadRequestError):
+        ask(ai, "w10", shown(1), part(BAD["cut"]))
+    stream = ai.chat.completions.create(
+        model="sees", messages=[{"role": "user", "content": [shown(1)]}], max_tokens=2, stream=True
+    )
+    assert list(stream)
+    assert ask(ai, "w10", shown(1)) == ask(ai, "w10", shown(1))
 
 
 def test_a_file_below_the_folder_is_read(server, ai):

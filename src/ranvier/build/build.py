@@ -36,7 +36,14 @@ from ranvier.targets.table import Target, find_target
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.folder import ModelFolder
 
-__all__ = ["artifact_key", "build_artifact", "has_weights", "machine_fingerprint", "pack_all"]
+__all__ = [
+    "add_text",
+    "artifact_key",
+    "build_artifact",
+    "has_weights",
+    "machine_fingerprint",
+    "pack_all",
+]
 
 WORKERS = 2
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -136,13 +143,18 @@ def _build(writer: ArtifactWriter, source: Source, sizes: Sizes, notice: Notice)
                 notice(f"compiled {program.name}")
             writer.add_program(ProgramEntry.of(program.shape), text, binary)
     writer.add_file("config.json", json.dumps(checkpoint.config, indent=1).encode())
+    add_text(writer, checkpoint, has_pictures=sizes.vision is not None)
+    return writer.finish(model_numbers(spec, sizes))
+
+
+def add_text(writer: ArtifactWriter, checkpoint: Checkpoint, *, has_pictures: bool) -> None:
+    """Write what the host reads: tokenizer, defaults, how pictures are prepared."""
     writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
-    for name in IMAGE_FILES if sizes.vision else ():
+    for name in IMAGE_FILES if has_pictures else ():
         fields = ModelFolder(checkpoint.path).fields(name)
         writer.add_file(f"text/{name}", json.dumps(fields).encode())
     for name in ("tokenizer_config", "generation_config"):
         writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
-    return writer.finish(model_numbers(spec, sizes))
 
 
 def pack_all(source: Source, sizes: Sizes) -> Iterator[tuple[str, list[NDArray[Any]]]]:

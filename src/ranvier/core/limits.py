@@ -61,8 +61,8 @@ class Limits:
     """Least and greatest width and height of a picture, in pixels."""
     image_fetch_s: float = 5.0
     """Time to fetch a picture over HTTP."""
-    image_read_s: float = 5.0
-    """Time to decode a picture and to make an encoder's input of it."""
+    images_bytes_max: int = 512 * 2**20
+    """Prepared pictures of all open requests of a server; more are answered 503."""
     handshake_s: float = 5.0
     """Time for a rank to prove who it is."""
     beat_s: float = 0.5

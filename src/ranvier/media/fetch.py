@@ -68,7 +68,7 @@ class Fetcher:
         """The bytes that a URL names. Raises RequestError."""
         scheme = url[:5].lower()
         if scheme == "data:":
-            return _inline(url)
+            return await asyncio.to_thread(_inline, url)
         if scheme == "file:":
             return await asyncio.to_thread(self.read_file, url)
         parts = _split(url)

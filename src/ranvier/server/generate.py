@@ -101,12 +101,13 @@ class Generation:
             raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         params = self._params(body, logprobs=logprobs)
-        ids, media = await self._see(body)
-        job = _with_adapter(self._job(http, "chat", body, params, [ids], media), adapter)
-        last = body.messages[-1]
-        if body.echo and last.get("role") == job.role and isinstance(last.get("content"), str):
-            job = replace(job, echo=[last["content"]])
-        return await self._respond(http, body, job, unknown)
+        with ExitStack() as held:
+            ids, media = await self._see(body, held)
+            job = _with_adapter(self._job(http, "chat", body, params, [ids], media), adapter)
+            last = body.messages[-1]
+            if body.echo and last.get("role") == job.role and isinstance(last.get("content"), str):
+                job = replace(job, echo=[last["content"]])
+            return await self._respond(http, body, job, unknown, held)
 
     async def body(self, http: HttpRequest, kind: type[T]) -> tuple[T, list[str]]:
         """The request's struct and the names of its unknown fields."""
@@ -132,8 +133,10 @@ class Generation:
         text = await asyncio.to_thread(render, [_message(m) for m in body.messages])
         return await self.encode(text, special=bool(body.add_special_tokens))
 
-    async def _see(self, body: ChatRequest) -> tuple[list[int], PromptMedia | None]:
-        """Ids of a conversation, and its pictures."""
+    async def _see(
+        self, body: ChatRequest, held: ExitStack
+    ) -> tuple[list[int], PromptMedia | None]:
+        """Ids of a conversation, and its pictures, which count until `held` is left."""
         urls = image_urls(body.messages)
         if not urls:
             return await self.render(body), None
@@ -147,6 +150,7 @@ class Generation:
             urls,
             self._renderer(body),
             lambda text: self.codec.encode(text, add_special_tokens=special),
+            held,
         )
 
     def _renderer(self, body: Any) -> Callable[[list[dict[str, Any]]], str]:
@@ -206,7 +210,7 @@ class Generation:
         options, stream = self.options, body.stream_options
         given = body.request_id or http.headers.get("x-request-id")
         name = ("chatcmpl-" if kind == "chat" else "cmpl-") + (given or secrets.token_hex(12))
-        cut = [self._truncated(ids, body, params) for ids in prompts]
+        cut = [_truncated(ids, body, params, self.codec.model_len_max) for ids in prompts]
         always = bool(stream and stream.include_usage and stream.continuous_usage_stats)
         return Job(
             kind=kind,
@@ -260,17 +264,6 @@ class Generation:
             )
         return request
 
-    def _truncated(
-        self, ids: list[int], body: GenerateRequest, params: SamplingParams
-    ) -> list[int]:
-        """The part of a prompt that truncate_prompt_tokens keeps."""
-        keep = body.truncate_prompt_tokens
-        if keep is None:
-            return ids
-        if keep == -1:
-            keep = max(self.codec.model_len_max - max(params.max_tokens or 1, 1), 1)
-        return ids[:keep] if body.truncation_side == "right" else ids[-keep:]
-
     def _echo(self, prompts: list[Any], job: Job) -> list[str]:
         """Each prompt as it was given; ids as text."""
         return [
@@ -281,8 +274,14 @@ class Generation:
         ]
 
     async def _respond(
-        self, http: HttpRequest, body: GenerateRequest, job: Job, unknown: list[str]
+        self,
+        http: HttpRequest,
+        body: GenerateRequest,
+        job: Job,
+        unknown: list[str],
+        given: ExitStack | None = None,
     ) -> Response:
+        """The answer; what `given` holds is let go with it."""
         trouble = self.client.trouble()
         if trouble is not None:
             raise CapacityError(trouble, hint="Ask another server.")
@@ -292,6 +291,8 @@ class Generation:
         entry = held.enter_context(
             self.gate.enter(job.sequence_count, job.prompt_tokens, body.request_id)
         )
+        if given is not None:
+            held.enter_context(given.pop_all())
         answer = Answer(job, self.codec, self.client, self.metrics)
         held.callback(self.log.output, job, answer)
         if body.stream:
@@ -300,6 +301,18 @@ class Generation:
         with held:
             whole = await _unless_gone(http, answer.whole(entry))
         return json_response(whole, headers=headers)
+
+
+def _truncated(
+    ids: list[int], body: GenerateRequest, params: SamplingParams, length_max: int
+) -> list[int]:
+    """The part of a prompt that truncate_prompt_tokens keeps."""
+    keep = body.truncate_prompt_tokens
+    if keep is None:
+        return ids
+    if keep == -1:
+        keep = max(length_max - max(params.max_tokens or 1, 1), 1)
+    return ids[:keep] if body.truncation_side == "right" else ids[-keep:]
 
 
 def _with_adapter(job: Job, adapter: str) -> Job:

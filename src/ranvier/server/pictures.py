@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 
-from ranvier.core.errors import RequestError
+from ranvier.core.errors import CapacityError, RequestError
 from ranvier.core.limits import LIMITS
 from ranvier.core.media import PromptMedia
 from ranvier.media.decode import decode
 from ranvier.media.fetch import Fetcher
 from ranvier.media.parts import Message, Render, check_texts, render_parts
-from ranvier.media.process.prepared import Prepared
+from ranvier.media.process.prepared import ImageProcessor, Prepared
 from ranvier.media.vision import Vision
 
 __all__ = ["PictureDesk"]
 
-AT_ONCE = 2
-"""Pictures that are decoded at a time: each takes its pixels several times over."""
+DECODED_AT_ONCE = 2
+"""Each takes its pixels several times over."""
+FETCHED_AT_ONCE = 8
+"""Each may be as large as a picture may be sent; those that lie in a request's body are there."""
 PARAM = "messages"
 
 
@@ -28,7 +31,9 @@ class PictureDesk:
         self._vision = vision
         self._fetcher = fetcher
         self._images_max = images_max
-        self._decoding = asyncio.Semaphore(AT_ONCE)
+        self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
+        self._held_bytes = 0
 
     @property
     def token_ids(self) -> frozenset[int]:
@@ -41,8 +46,12 @@ class PictureDesk:
         urls: list[str],
         render: Render,
         encode: Callable[[str], list[int]],
+        held: ExitStack,
     ) -> tuple[list[int], PromptMedia | None]:
-        """Ids of a conversation with pictures, and the pictures. Raises RequestError."""
+        """Ids of a conversation with pictures, and the pictures, which count until `held` is left.
+
+        Raises RequestError, and CapacityError while others' pictures leave no room.
+        """
         vision = self._vision
         if vision is None:
             raise RequestError("This model takes no pictures.", param=PARAM)
@@ -56,7 +65,7 @@ class PictureDesk:
         prepared, size = [], 0
         for url in urls:
             prepared.append(await self._prepare(url))
-            size += prepared[-1].values.nbytes
+            size += self._hold(prepared[-1].values.nbytes, held)
             if size > LIMITS.request_bytes_max - LIMITS.request_spare_bytes:
                 raise RequestError(
                     f"The pictures of the prompt are more than {LIMITS.request_bytes_max} bytes "
@@ -69,8 +78,28 @@ class PictureDesk:
         return woven.token_ids, woven.media
 
     async def _prepare(self, url: str) -> Prepared:
-        data = await self._fetcher.fetch(url)
         assert self._vision is not None
         processor = self._vision.processor()
+        if url[:5].lower() == "data:":
+            return await self._read(await self._fetcher.fetch(url), processor)
+        async with self._fetching:
+            return await self._read(await self._fetcher.fetch(url), processor)
+
+    async def _read(self, data: bytes, processor: ImageProcessor) -> Prepared:
         async with self._decoding:
             return await asyncio.to_thread(lambda: processor.prepare(decode(data)))
+
+    def _hold(self, size: int, held: ExitStack) -> int:
+        """Count bytes of a prepared picture. Raises CapacityError when they are too many."""
+        if self._held_bytes + size > LIMITS.images_bytes_max:
+            raise CapacityError(
+                f"The pictures of open requests would take more than {LIMITS.images_bytes_max} "
+                "bytes.",
+                hint="Try again later.",
+            )
+        self._held_bytes += size
+        held.callback(self._release, size)
+        return size
+
+    def _release(self, size: int) -> None:
+        self._held_bytes -= size

@@ -17,7 +17,7 @@ from ranvier.artifact.lock import locked
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry, weights_file
 from ranvier.artifact.read import find, read_manifest
 from ranvier.artifact.write import ArtifactWriter, amend, file_entry
-from ranvier.build.build import has_weights, pack_all
+from ranvier.build.build import add_text, has_weights, pack_all
 from ranvier.build.drafting import Source
 from ranvier.build.neuron.binaries import OwnBinaries
 from ranvier.build.neuron.lint import lint
@@ -110,9 +110,7 @@ def _add_model(writer: ArtifactWriter, source: Source, sizes: Sizes) -> dict[str
         return {
             weights_file(rank, sizes.parallel.ranks): why for rank in range(sizes.parallel.ranks)
         }
-    writer.add_file("text/tokenizer.json", checkpoint.tokenizer_json().encode())
-    for name in ("tokenizer_config", "generation_config"):
-        writer.add_file(f"text/{name}.json", json.dumps(getattr(checkpoint, name)).encode())
+    add_text(writer, checkpoint, has_pictures=sizes.vision is not None)
     writer.add_weights(pack_all(source, sizes))
     return {}
 
