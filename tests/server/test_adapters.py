@@ -26,6 +26,9 @@ def folder(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/adapter_config.json").write_text("{}")
     (tmp_path / "in/leads-out").symlink_to(tmp_path / "out")
+    (tmp_path / "in/file-out").mkdir()
+    (tmp_path / "in/file-out/adapter_config.json").write_text("{}")
+    (tmp_path / "in/file-out/adapter_model.safetensors").symlink_to(tmp_path / "out/x")
     return tmp_path / "in"
 
 
@@ -98,6 +101,7 @@ def test_many_requests_for_one_new_adapter_load_it_once(server, http):
         ({"lora_name": "x"}, 400, "Both 'lora_name' and 'lora_path' must be provided"),
         ({"lora_name": "x", "lora_path": "../out"}, 400, "not below the folder"),
         ({"lora_name": "x", "lora_path": "leads-out"}, 400, "not below the folder"),
+        ({"lora_name": "x", "lora_path": "file-out"}, 400, "not below the folder"),
         ({"lora_name": "x", "lora_path": "/etc"}, 400, "not below the folder"),
         ({"lora_name": "x", "lora_path": "nothing"}, 400, "no such adapter"),
         ({"lora_name": "a/b", "lora_path": "alpha"}, 400, "without separators"),
@@ -115,10 +119,25 @@ def test_a_load_that_is_wrong_says_why(http, body, status, said):
     assert len(http.get("/v1/models").json()["data"]) == 1
 
 
-@pytest.mark.parametrize("name", ["leads-out", "..", "alpha/../beta", "alpha\x00"])
+@pytest.mark.parametrize("name", ["leads-out", "file-out", "..", "alpha/../beta", "alpha\x00"])
 def test_a_model_s_name_does_not_lead_out_of_the_folder(http, name):
     body = {"model": name, "prompt": PROMPT}
     assert http.post("/v1/completions", json=body).status_code == 404
+
+
+def test_two_loads_of_one_name_at_once_are_not_taken_for_one(http):
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda path: load(http, "mine", path), ("alpha", "beta")))
+    assert sorted(answer.status_code for answer in answers) == [200, 400]
+
+
+def test_what_was_unloaded_comes_back_only_when_it_is_loaded(http):
+    text(http, "alpha")
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "alpha"}).status_code == 200
+    body = {"model": "alpha", "prompt": PROMPT}
+    assert http.post("/v1/completions", json=body).status_code == 404
+    assert load(http, "alpha", "alpha").status_code == 200
+    assert text(http, "alpha")
 
 
 def test_a_name_stands_for_one_content_unless_replaced(http):

@@ -72,6 +72,12 @@ class AdapterDesk:
             raise RequestError(f"{count} prompts but {len(given)} lora_requests.")
         return [self._ready(one) for one in given]
 
+    def rest(self) -> None:
+        """Leave the processor to the thread that reads adapters, where only that can go on."""
+        if self._engine.can_sleep:
+            self._news.wait(WAIT_S)
+            self._news.clear()
+
     def _ready(self, asked: LoRARequest | None) -> str:
         if asked is None:
             return ""

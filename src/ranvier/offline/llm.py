@@ -246,6 +246,8 @@ class Offline:
             try:
                 while open_:
                     bar.update(self._turn(queue, open_))
+                    if open_:
+                        self._adapters.rest()
             finally:
                 for name in open_:
                     engine.cancel(name)

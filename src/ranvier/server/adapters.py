@@ -27,7 +27,7 @@ from ranvier.server.wire.requests import LoadAdapterRequest, UnloadAdapterReques
 __all__ = ["AdapterRoutes", "ServedAdapters"]
 
 NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,128}")
-CONFIG = "adapter_config.json"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class ServedAdapters:
         self._options = options
         self._client = client
         self._served: dict[str, Served] = {}
-        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._loading: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._dropped: set[str] = set()
+        """Names of the folder that were unloaded: they come back when a client loads them."""
 
     async def find(self, name: str | None) -> str:
         """The adapter that a request's `model` names; empty: the model itself.
@@ -88,17 +90,20 @@ class ServedAdapters:
 
         Raises what the engine says of it.
         """
-        if is_inplace or name not in self._loading:
+        key = (name, path)
+        if is_inplace or key not in self._loading:
             self._check_name(name)
             work = self._load(name, path, parent or self._options.model_name, is_inplace)
-            task = self._loading[name] = asyncio.ensure_future(work)
-            task.add_done_callback(lambda done: self._ended(name, done))
+            task = self._loading[key] = asyncio.ensure_future(work)
+            task.add_done_callback(lambda done: self._ended(key, done))
         # A client that goes away does not end the load of those that wait with it.
-        await asyncio.shield(self._loading[name])
+        await asyncio.shield(self._loading[key])
 
     async def unload(self, name: str) -> None:
         """Serve a name no longer; what runs with it goes on. Raises ModelNotFound."""
         self._served.pop(name, None)
+        if self._in_folder(name) is not None:
+            self._dropped.add(name)
         await self._client.unload_adapter(name)
 
     def allowed(self, path: str) -> str:
@@ -107,7 +112,7 @@ class ServedAdapters:
         if root is not None:
             base = Path(root).resolve()
             full = (base / given).resolve()
-            if full != base and full.is_relative_to(base):
+            if _is_inside(full, base):
                 return str(full)
         if self._options.allow_runtime_lora_updating:
             return str(given.resolve())
@@ -122,10 +127,11 @@ class ServedAdapters:
         await self._client.load_adapter(name, path, is_inplace=is_inplace)
         created = known.created if known else int(time.time())
         self._served[name] = Served(path, parent, created)
+        self._dropped.discard(name)
 
-    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
-        if self._loading.get(name) is task:
-            del self._loading[name]
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._loading.get(key) is task:
+            del self._loading[key]
         if not task.cancelled():
             task.exception()  # who waits has it; when all have gone nobody has to
 
@@ -140,12 +146,19 @@ class ServedAdapters:
 
     def _in_folder(self, name: str) -> Path | None:
         """The folder of a name below the operator's; a link that leads out of it is none."""
-        if self._options.lora_folder is None or not NAME.fullmatch(name) or name in (".", ".."):
+        root = self._options.lora_folder
+        if root is None or not NAME.fullmatch(name) or name in (".", "..") or name in self._dropped:
             return None
-        base = Path(self._options.lora_folder).resolve()
+        base = Path(root).resolve()
         full = (base / name).resolve()
-        is_inside = full != base and full.is_relative_to(base)
-        return full if is_inside and (full / CONFIG).is_file() else None
+        return full if _is_inside(full, base) and (full / CONFIG).is_file() else None
+
+
+def _is_inside(folder: Path, base: Path) -> bool:
+    """Whether a resolved folder, and the files of an adapter in it, lie below `base`."""
+    if folder == base or not folder.is_relative_to(base):
+        return False
+    return all((folder / name).resolve().is_relative_to(base) for name in (CONFIG, TENSORS))
 
 
 class AdapterRoutes:
