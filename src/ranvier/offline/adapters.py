@@ -68,6 +68,9 @@ class AdapterDesk:
         """
         if given is None or isinstance(given, LoRARequest):
             return [self._ready(given)] * count
+        if not isinstance(given, Sequence):
+            told = "lora_request is a LoRARequest, or a list of them."
+            raise RequestError(told, param="lora_request")
         if len(given) != count:
             raise RequestError(f"{count} prompts but {len(given)} lora_requests.")
         return [self._ready(one) for one in given]

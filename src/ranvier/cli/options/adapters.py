@@ -40,6 +40,10 @@ class AdapterOptions:
     """Which idle adapter leaves its slot: lru, the one unused for longest, or lfu, the one least
     used."""
 
+    def __post_init__(self) -> None:
+        # On its way between processes a tuple is a list.
+        object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
+
     @property
     def eviction(self) -> Eviction:
         """lora_eviction, checked."""
