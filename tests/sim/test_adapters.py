@@ -11,7 +11,7 @@ import pytest
 from ranvier.adapters.registry import Adapters
 from ranvier.core.buckets import BucketSet
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import DeviceError, ModelNotFound
+from ranvier.core.errors import DeviceError, ModelNotFound, StateLost
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
@@ -257,6 +257,31 @@ def test_a_device_that_refuses_an_adapter_ends_its_requests_only():
     engine.runner.place_adapter = refuse
     storm = run(engine, request("a", [1, 2], "lora0"), request("b", [1, 2], "lora1"))
     assert storm.reasons == {("a", 0): "error", ("b", 0): "length"}
+
+
+@pytest.mark.parametrize("order", ["plain", "overlapped"])
+def test_slots_lost_while_one_is_filled_end_what_runs_and_are_filled_again(order):
+    engine = make(order)
+    runner, place = engine.runner, engine.runner.place_adapter
+
+    def lose(slot, weights):
+        if weights.digest == "lora1v1":
+            runner._digests = {0: ""}
+            raise StateLost("every slot is empty now")
+        yield from place(slot, weights)
+
+    runner.place_adapter = lose
+    engine.admit(request("a", [1, 2], "lora0", max_tokens=40))
+    events = []
+    while not engine.scheduler.running:
+        events += engine.turn()
+    engine.admit(request("b", [1, 2], "lora1"))
+    while engine.has_work:
+        events += engine.turn()
+    ends = {event.request_id: event.error for event in events if event.finish_reason}
+    assert ends == dict.fromkeys("ab", "every slot is empty now")
+    again = run(engine, request("c", [1, 2], "lora0"), request("d", [1, 2]))
+    assert again.reasons == {("c", 0): "length", ("d", 0): "length"}
 
 
 def test_a_request_for_a_cold_adapter_neither_starves_nor_stops_the_others():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ranvier.core.adapter import AdapterWeights
 from ranvier.core.clock import Clock
-from ranvier.core.errors import DeviceError
+from ranvier.core.errors import DeviceError, StateLost
 from ranvier.core.step import Runner
 
 __all__ = ["Placed", "Placing"]
@@ -23,10 +23,10 @@ TURNS = 32
 
 
 class Placed(NamedTuple):
-    """An adapter is in its slot, or the device refused it."""
+    """An adapter is in its slot, or the device refused it; StateLost: every slot is empty."""
 
     adapter: str
-    error: str | None
+    error: DeviceError | None
 
 
 class _Move(NamedTuple):
@@ -76,6 +76,8 @@ class Placing:
         except StopIteration:
             pass
         except DeviceError as fault:
-            error = fault.message
+            error = fault
         self._moves.popleft()
+        if isinstance(error, StateLost):
+            self.clear()
         return [Placed(move.adapter, error)]

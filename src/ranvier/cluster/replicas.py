@@ -21,7 +21,10 @@ __all__ = ["ReplicaClient"]
 
 LARGEST = ("host_ms_p50",)
 """Numbers of which the largest is shown; all others are sums."""
-GAUGES = ("requests_running", "requests_waiting", "blocks_total", "blocks_free")
+GAUGES = (
+    "requests_running", "requests_waiting", "blocks_total", "blocks_free",
+    "adapters_running", "adapters_waiting",
+)  # fmt: skip
 """Of a replica that is lost these are nothing."""
 
 
@@ -143,10 +146,10 @@ class ReplicaClient:
 
     def _heard(self, news: EngineStats) -> None:
         if self.on_stats is not None:
-            self.on_stats(self._sum(news.step_tokens))
+            self.on_stats(self._sum(news))
 
-    def _sum(self, step_tokens: list[int] | None) -> EngineStats:
-        """`step_tokens`: those of the replica that has just been heard."""
+    def _sum(self, news: EngineStats | None) -> EngineStats:
+        """`news`: of the replica that has just been heard; its steps and loads are told once."""
         total = EngineStats()
         for client in self._clients:
             stats, is_lost = client.stats(), client.error is not None
@@ -154,15 +157,16 @@ class ReplicaClient:
                 if not (is_lost and name in GAUGES):
                     value = _joined(name, getattr(total, name), getattr(stats, name))
                     setattr(total, name, value)
-        return msgspec.structs.replace(total, step_tokens=step_tokens or [])
+        news = news or EngineStats()
+        return msgspec.structs.replace(
+            total, step_tokens=news.step_tokens, adapter_load_s=news.adapter_load_s
+        )
 
 
 def _joined(name: str, total: Any, value: Any) -> Any:
     """A number of several replicas; lists are numbers by position, but for those of adapters."""
     if name in ("adapters_running", "adapters_waiting"):
         return sorted({*total, *value})
-    if name == "adapter_load_s":
-        return [*total, *value]
     if isinstance(value, list):
         return [a + b for a, b in zip_longest(total, value, fillvalue=0)]
     return max(total, value) if name in LARGEST else total + value

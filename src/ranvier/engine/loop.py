@@ -162,9 +162,8 @@ class Engine:
         """Plan and dispatch one step; whether one is in flight that was not before."""
         start_s = self._clock.now_s()
         launch = self.scheduler.plan()
-        if self.adapters is not None:
-            self._serve_adapters(self.adapters)
-        if launch is None:
+        is_whole = self.adapters is None or self._serve_adapters(self.adapters)
+        if launch is None or not is_whole:
             return False
         for sequence, _, _ in launch.parts:
             if sequence.started_s is None:
@@ -218,9 +217,12 @@ class Engine:
             self._placing.clear()
             self._emit(self.scheduler.lose_cache(error.message))
 
-    def _serve_adapters(self, adapters: Adapters) -> None:
-        """Ask for weights that the plan missed, move what it gave a slot, take what was read."""
-        slots, lost = self.scheduler.slots, dict[str, str]()
+    def _serve_adapters(self, adapters: Adapters) -> bool:
+        """Ask for weights that the plan missed, move what it gave a slot, take what was read.
+
+        False: the device lost its slots, and what was planned has ended.
+        """
+        slots, lost, is_whole = self.scheduler.slots, dict[str, str](), True
         for adapter in self.scheduler.wanted:
             adapters.want(adapter)
         for slot, adapter in slots.take_moves():
@@ -230,12 +232,15 @@ class Engine:
             slots.placing.discard(adapter)
             if error is not None:
                 slots.forget(adapter)
-                lost[adapter] = error
+                lost[adapter] = error.message
+                is_whole = not isinstance(error, StateLost)
+                self._fail([], error)
         loading = adapters.loading
         self.adapter_answers += adapters.turn(lost)
         self._awaits_load = 0 < loading == adapters.loading and not arrived
-        for adapter, error in lost.items():
-            self._emit(self.scheduler.fail_adapter(adapter, error))
+        for adapter, reason in lost.items():
+            self._emit(self.scheduler.fail_adapter(adapter, reason))
+        return is_whole
 
     def _release_siblings(self, launch: Launch) -> None:
         for sequence, _, _ in launch.parts if self._siblings else ():
