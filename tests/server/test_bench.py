@@ -119,7 +119,7 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(engine_words, 
     ("words", "said"),
     [
         (["serve", "--probe-request-rate", "1"], "no probe requests"),
-        (["serve", "--lora_modules=x"], "LoRA"),
+        (["serve", "--lora_modules=x"], "among adapters"),
         (["throughput", "m", "--async-engine"], "offline engine"),
         (["serve", "--num-prompt", "3"], "Did you mean --num-prompts?"),
         (["serve", "--backend", "tgi"], "known: vllm, openai, openai-chat"),

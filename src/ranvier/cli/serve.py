@@ -58,8 +58,7 @@ def _serve(order: EngineOrder, front: FrontOptions, cluster: ClusterOptions, sta
     try:
         import uvloop
 
-        fleet = Fleet(order, cluster.data_parallel_size)
-        return uvloop.run(_main(fleet, order.options, front, listener, start_s))
+        return uvloop.run(_main(order, cluster.data_parallel_size, front, listener, start_s))
     except asyncio.CancelledError:
         return 130
     finally:
@@ -79,9 +78,10 @@ def _order(options: Options, cluster: ClusterOptions) -> EngineOrder:
 
 
 async def _main(
-    fleet: Fleet, options: Options, front: FrontOptions, listener: socket.socket, start_s: float
+    order: EngineOrder, replicas: int, front: FrontOptions, listener: socket.socket, start_s: float
 ) -> int:
-    shutdown = Shutdown(asyncio.get_running_loop())
+    shutdown = Shutdown(asyncio.get_running_loop())  # before there is a process to leave behind
+    fleet = Fleet(order, replicas)
     phases = _Phases(start_s)
     phases.end("imports and options")
     try:
@@ -91,7 +91,7 @@ async def _main(
         shutdown.on_first = None
         from ranvier.cli.serving.listen import Listener
 
-        serving = Listener(front, options, fleet, ready, folder)
+        serving = Listener(front, order.options, fleet, ready, folder)
         return await serving.run(listener, shutdown, on_ready=phases.show)
     finally:
         await fleet.close(is_hurried=shutdown.insisted.is_set())
