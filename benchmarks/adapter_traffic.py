@@ -43,16 +43,16 @@ def write_adapter(folder: Path, spec: DecoderSpec, rank: int, seed: int) -> None
     save_safetensors(folder / "adapter_model.safetensors", tensors)
 
 
-def zipf(count: int, requests: int, seed: int) -> list[int]:
-    """Which adapter each request names: the k-th most wanted in proportion to 1 / k."""
-    weights = 1 / np.arange(1, count + 1)
+def zipf(count: int, requests: int, exponent: float, seed: int) -> list[int]:
+    """Which adapter each request names: the k-th most wanted in proportion to k^-exponent."""
+    weights = np.arange(1, count + 1) ** -exponent
     chosen = np.random.default_rng(seed).choice(count, requests, p=weights / weights.sum())
     return [int(index) for index in chosen]
 
 
 def run(llm: LLM, folders: list[Path], given: argparse.Namespace, count: int, seed: int) -> float:
     """Output tokens a second."""
-    named = zipf(count, given.requests, seed)
+    named = zipf(count, given.requests, given.exponent, seed)
     asked = [LoRARequest(f"a{i}", 1, str(folders[i])) for i in named]
     random = np.random.default_rng(seed)
     prompts = [
@@ -67,9 +67,10 @@ def run(llm: LLM, folders: list[Path], given: argparse.Namespace, count: int, se
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
-    for name, value in (("adapters", 1000), ("slots", 8), ("rank", 16), ("requests", 256),
+    for name, value in (("adapters", 1000), ("slots", 8), ("rank", 16), ("requests", 512),
                         ("input", 64), ("output", 64), ("pairs", 3)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--exponent", type=float, default=1.0, help="of Zipf's law")
     given = parser.parse_args()
     spec = resolve(open_checkpoint(locate(given.model)).config)
     with tempfile.TemporaryDirectory() as root:

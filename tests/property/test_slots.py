@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ranvier.schedule.slots import AdapterSlots, Turnstile
+from ranvier.schedule.slots import AdapterSlots, Turnstile, upcoming
 
 NAMES = ["", *"abcdefg"]
 
@@ -158,3 +158,12 @@ def test_lfu_keeps_the_popular_one_until_its_fame_has_faded():
     assert set(slots.slot_of) == {"a", "d"}
     use(slots, "dddddddd" * 2 + "e")
     assert "a" not in slots.slot_of
+
+
+@given(st.lists(st.sampled_from(NAMES), max_size=40), st.integers(1, 4))
+def test_upcoming_are_the_first_that_wait_for_a_slot(waiting, count):
+    slots = AdapterSlots(count)
+    Turnstile(slots, lambda adapter: True).lets("a")
+    soon = upcoming(slots, waiting)
+    others = [name for name in dict.fromkeys(waiting) if name not in ("", "a")]
+    assert soon == others[:count]

@@ -22,6 +22,7 @@ __all__ = ["Loaded", "Loader", "ThreadLoader"]
 
 UNTAKEN_MAX = 2
 NICE = 10
+"""Steps below the priority of the engine's thread."""
 
 
 class Loaded(NamedTuple):
@@ -77,7 +78,9 @@ class ThreadLoader:
 
     def _work(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            thread = threading.get_native_id()
+            nice = os.getpriority(os.PRIO_PROCESS, thread) + NICE
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
         while True:
             _, _, asked_s, key, path = self._asked.get()
             if self._is_closed:

@@ -156,6 +156,17 @@ class Adapters:
             self._wanted.add(digest)
             self._loader.ask(digest, self._contents[digest].path, is_urgent=True)
 
+    def expect(self, digests: list[str]) -> None:
+        """Have contents in host memory before they are needed, the first of them surest of all.
+
+        One place is left to whatever else is read.
+        """
+        for digest in reversed(digests[: max(self._host_max - 1, 1)]):
+            if digest in self._weights:
+                self._weights.move_to_end(digest)
+        for digest in digests[: max(self._host_max - 1, 1)]:
+            self.want(digest)
+
     def turn(self, lost: dict[str, str]) -> list[Answer]:
         """Take what was read. To `lost` come digests that cannot be had, with the reason."""
         answers: list[Answer] = []

@@ -225,6 +225,7 @@ class Engine:
         slots, lost, is_whole = self.scheduler.slots, dict[str, str](), True
         for adapter in self.scheduler.wanted:
             adapters.want(adapter)
+        adapters.expect(self.scheduler.upcoming)
         for slot, adapter in slots.take_moves():
             self._placing.begin(slot, adapters.weights(adapter), self._counts.steps)
         arrived = self._placing.turn(self._collected, is_busy=bool(self.scheduler.running))

@@ -19,7 +19,7 @@ from ranvier.media.fit import check_media
 from ranvier.schedule.blocks import BlockPool, block_count
 from ranvier.schedule.outline import Launch, Outline, Row
 from ranvier.schedule.sequence import Sequence
-from ranvier.schedule.slots import AdapterSlots, Turnstile
+from ranvier.schedule.slots import AdapterSlots, Turnstile, upcoming
 from ranvier.speculate.speculation import Speculation
 
 __all__ = ["Scheduler"]
@@ -31,7 +31,7 @@ class Scheduler:
     Order within a step: running sequences in order of arrival, then waiting ones, first come first
     served within a priority; those whose adapter has no slot yet are passed by. When blocks run out
     the youngest running sequence gives its up. `is_loaded` says whether an adapter's weights are in
-    host memory; `wanted` are those that the last plan missed.
+    host memory; `wanted` are those that the last plan missed, `upcoming` those needed next.
     Where programs are not ragged, prefill and decode take turns when both have work.
     """
 
@@ -43,6 +43,7 @@ class Scheduler:
             info.adapter_slots, config.adapter_eviction, config.adapter_decay_uses
         )
         self.wanted: list[str] = []
+        self.upcoming: list[str] = []
         self._is_loaded = is_loaded or (lambda adapter: False)
         self.pool = BlockPool(
             info.block_count, info.block_tokens, is_caching=config.enable_prefix_caching
@@ -110,6 +111,7 @@ class Scheduler:
             if turnstile.lets(sequence.adapter) and not self._start(outline, sequence):
                 break
         self.wanted += turnstile.wanted
+        self.upcoming = upcoming(self.slots, (sequence.adapter for sequence in self.waiting))
 
     def commit(self, launch: Launch, result: StepResult) -> list[Event]:
         """Take a step's result: append tokens and drafts that stood, finish, remember blocks."""

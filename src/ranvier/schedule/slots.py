@@ -8,12 +8,15 @@ is pinned is never evicted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Literal
 
-__all__ = ["AdapterSlots", "Eviction", "Turnstile"]
+__all__ = ["AdapterSlots", "Eviction", "Turnstile", "upcoming"]
 
 Eviction = Literal["lru", "lfu"]
+SIGHT = 256
+"""Waiting sequences that are looked at for adapters needed soon."""
 
 
 class AdapterSlots:
@@ -24,6 +27,7 @@ class AdapterSlots:
     """
 
     def __init__(self, count: int, eviction: Eviction = "lru", decay_uses: int = 128) -> None:
+        self.count = count
         self.hits = self.misses = 0
         self.pinned: set[str] = set()
         self.slot_of: dict[str, int] = {}
@@ -138,3 +142,14 @@ class Turnstile:
         if not is_loaded:
             self.wanted.append(adapter)
         return False
+
+
+def upcoming(slots: AdapterSlots, waiting: Iterable[str]) -> list[str]:
+    """The adapters that will want slots next, as many as there are slots, the first one first."""
+    soon: dict[str, None] = {}
+    for adapter in islice(waiting, SIGHT):
+        if adapter and adapter not in slots.slot_of:
+            soon[adapter] = None
+            if len(soon) >= slots.count:
+                break
+    return list(soon)

@@ -112,3 +112,16 @@ def test_loads_and_names_are_bounded():
     with pytest.raises(RequestError, match="limit is 3"):
         adapters.load(1, "more", "p")
     adapters.load(2, "a0", "p")
+
+
+def test_what_is_expected_is_read_ahead_and_kept():
+    adapters, loader = make({name: name for name in "abcd"}, host_max=3)
+    for name in "dabc":
+        adapters.add(name, name, simulated_weights(name))
+    for name in "abcd":
+        adapters.hold(name)
+    adapters.expect(["a", "d", "b"])
+    assert adapters.loading == 1
+    ends(adapters)
+    assert [adapters.is_loaded(name) for name in "abcd"] == [True, False, True, True]
+    assert loader.reads == 1, "one place is left to others: b is not looked at"
