@@ -7,7 +7,7 @@ layers and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.lora import LoraPart, lora_of
 from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.sample_rows import RowSampler
 from ranvier.nn.shards import Shards
 from ranvier.nn.vision.cross import CrossLayers
 from ranvier.nn.vision.text import Seen, look
@@ -113,7 +114,7 @@ class Decoder:
             logits_RV = self.head(weights, rows_RD, meta[2:3])
         with jax.named_scope("sample"):
             edits, allowed = inputs["edits"], inputs["allowed"]
-            out = self.kernels.sample(
+            out = self._sampler(weights)(
                 logits_RV, meta, layout, edits, allowed, top_count=self.top_count
             )
         sampled = lax.dynamic_update_slice(state["sampled"], out[:, 0], (0,))
@@ -136,15 +137,20 @@ class Decoder:
         return {**state, "k": k, "v": v}, logits_TV
 
     def head(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
-        """Logits of rows of the residual stream."""
+        """Logits of rows of the residual stream; of several ranks each one's part of them."""
         head = weight_of(weights, "embed" if self.spec.is_tied else "head")
         norm = (weights["final_norm"], self.spec.norm_eps)
         first = jnp.zeros((1,), jnp.int32)
-        logits_RV = self.kernels.linear(
+        return self.kernels.linear(
             rows_RD, head, first, count,
             outputs=self.spec.vocab_size, norm=norm, out_dtype=jnp.float32,
         )  # fmt: skip
-        return logits_RV if self.shards is None else self.shards.whole_logits(logits_RV)
+
+    def _sampler(self, weights: Weights) -> Callable[..., Array]:
+        """What samples the logits of `head`."""
+        if self.shards is None:
+            return self.kernels.sample
+        return RowSampler(self.kernels.sample, self.shards, weights["rank"])
 
     def _look(
         self, weights: Weights, x_TD: Array, state: State, meta: Array

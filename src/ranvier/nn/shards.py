@@ -35,10 +35,22 @@ class Shards:
         """The sum over all ranks."""
         return _sum(x, AXES)
 
-    def whole_logits(self, logits_RV: Array) -> Array:
-        """The logits of the whole vocabulary on every rank."""
-        whole_RV: Array = lax.all_gather(logits_RV, AXES, axis=1, tiled=True)
-        return whole_RV[:, : self.vocab_size]
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline
+
+    def exchange_rows(self, logits_RW: Array, each: int) -> Array:
+        """All columns of a rank's `each` rows, of its own columns of all rows: [each, V]."""
+        spare = self.ranks * each - logits_RW.shape[0]
+        padded_RW = jnp.pad(logits_RW, ((0, spare), (0, 0)))
+        exchange: Any = lax.all_to_all
+        whole_EV: Array = exchange(padded_RW, AXES, 0, 1, tiled=True)
+        return whole_EV[:, : self.vocab_size]
+
+    def gather_rows(self, x_EC: Array) -> Array:
+        """The rows of all ranks, on every rank."""
+        whole_RC: Array = lax.all_gather(x_EC, AXES, axis=0, tiled=True)
+        return whole_RC
 
     def relay(
         self,

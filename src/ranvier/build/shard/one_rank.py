@@ -55,9 +55,9 @@ def one_rank(module: Any, donated: range, ranks: int) -> Any:
 
 
 def _permute_replicas(op: Any) -> None:
-    """With a channel a permute counts partitions, of which there is one; without it, replicas."""
+    """With a channel these count partitions, of which there is one; without it, replicas."""
     for inner in (op for region in op.regions for block in region.blocks for op in block):
-        if inner.operation.name == "stablehlo.collective_permute":
+        if inner.operation.name in ("stablehlo.collective_permute", "stablehlo.all_to_all"):
             del inner.operation.attributes["channel_handle"]
         _permute_replicas(inner.operation)
 
