@@ -101,9 +101,20 @@ def test_guesses_stand_and_a_request_knows_its_own(guessing):
     prompt = {"prompt_token_ids": [5, 6, 7, 8] * 6}
     (output,) = guessing.generate([prompt], params, use_tqdm=False)
     accepted = guessing.stats().accepted_tokens - before
+    own, part = output.metrics["speculative_decoding"], output.outputs[0].spec_decode_metrics
+    assert own["num_accepted_draft_tokens"] == accepted > 0
+    assert own["mean_acceptance_length"] == 1 + accepted / own["num_spec_steps"]
+    assert sum(own["acceptance_histogram"]) == own["num_spec_steps"]
+    assert part.to_dict("summary") == own and sum(part.per_step_accepted) == accepted
+
+
+def test_several_outputs_have_figures_of_their_own_and_a_sum(guessing):
+    params = SamplingParams(temperature=1, seed=3, n=3, max_tokens=30, ignore_eos=True)
+    (output,) = guessing.generate([{"prompt_token_ids": [5, 6] * 9}], params, use_tqdm=False)
     own = output.metrics["speculative_decoding"]
-    assert own["num_accepted_tokens"] == accepted > 0
-    assert own["acceptance_length"] == 1 + accepted / own["num_drafts"]
+    parts = [part.spec_decode_metrics for part in output.outputs if part.spec_decode_metrics]
+    assert sum(part.num_spec_steps for part in parts) == own["num_spec_steps"] > 0
+    assert sum(part.num_draft_tokens for part in parts) == own["num_draft_tokens"]
 
 
 def test_a_stop_string_within_accepted_drafts_ends_the_text(plain, guessing):

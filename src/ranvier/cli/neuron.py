@@ -85,7 +85,8 @@ def equivalent_command(folder: NxdiFolder, model: str) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", str(value)]
+            text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+            words += [f"--{flag}", text]
     if folder.override:
         words += ["--override-neuron-config", json.dumps(folder.override)]
     return shlex.join(words)

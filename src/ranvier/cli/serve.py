@@ -25,6 +25,7 @@ from ranvier.cli.serving.fleet import Fleet
 from ranvier.cli.serving.log import configure_logging
 from ranvier.cli.serving.order import EngineOrder
 from ranvier.cli.serving.shutdown import Shutdown
+from ranvier.core.errors import ConfigError
 from ranvier.link.message import Located, Phase, Ready
 
 __all__ = ["serve"]
@@ -36,6 +37,12 @@ def serve(options: Options, front: FrontOptions, cluster: ClusterOptions, start_
     A rank other than 0 serves no HTTP: it follows rank 0 until that stops.
     """
     check_front(front)
+    if front.per_request_spec_decode_metrics != "none" and not options.speculative_config:
+        raise ConfigError(
+            f"per_request_spec_decode_metrics is {front.per_request_spec_decode_metrics}, but "
+            "nothing is guessed: there is no speculative_config.",
+            hint="Give --speculative-config, or leave it out.",
+        )
     configure_logging(form=front.log_format, level=front.logging_level)
     if cluster.distributed_executor_backend == "ray":
         from ranvier.cli.serving.ray_ranks import start_ranks

@@ -22,6 +22,7 @@ from ranvier.offline.adapters import AdapterDesk, LoRARequest
 from ranvier.offline.metrics import Metric, snapshot
 from ranvier.offline.outputs import CompletionOutput, Logprob, RequestOutput
 from ranvier.offline.prompts import Content, Prompt, read_prompts
+from ranvier.speculate.tally import Tally
 from ranvier.text.choice import Choice, best_choices
 from ranvier.text.codec import TextCodec
 
@@ -205,7 +206,8 @@ class Offline:
         request = self._request(name, content, params, seed, prompt.pictures)
         request.cache_salt, request.adapter = prompt.cache_salt, adapter
         self._engine.scheduler.check(request)
-        return _Collector(self._codec, request, prompt.text)
+        count = self._engine.scheduler.info.buckets.lookahead
+        return _Collector(self._codec, request, prompt.text, count)
 
     def _request(
         self,
@@ -272,14 +274,17 @@ class Offline:
 class _Collector:
     """Gathers one request's events into its output."""
 
-    def __init__(self, codec: TextCodec, request: Request, prompt: str | None) -> None:
+    def __init__(
+        self, codec: TextCodec, request: Request, prompt: str | None, guessed_max: int
+    ) -> None:
         self.request = request
         self._codec = codec
         self._prompt = prompt
         self._choices = [Choice(codec, request) for _ in range(request.params.sequence_count)]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._cached = 0
-        self._guesses: dict[int, tuple[int, int, int]] = {}
+        self._guessed_max = guessed_max
+        self._tallies = [Tally() for _ in self._choices]
 
     @property
     def is_finished(self) -> bool:
@@ -289,7 +294,7 @@ class _Collector:
         """Take an event; the sequences that a stop string has ended. Raises DeviceError."""
         choice = self._choices[event.index]
         self._cached = max(self._cached, event.cached_tokens)
-        self._guesses[event.index] = event.guesses
+        self._tallies[event.index].take(event.guesses)
         if event.prompt_logprobs is not None:
             self._prompt_logprobs = [
                 None if entry is None else self._entries(entry) for entry in event.prompt_logprobs
@@ -308,12 +313,14 @@ class _Collector:
             outputs=[self._part(index, choice) for index, choice in enumerate(best)],
             prompt_logprobs=self._prompt_logprobs,
             finished=True,
-            metrics=_guessing(*map(sum, zip(*self._guesses.values(), strict=True))),
+            metrics=self._metrics(),
             num_cached_tokens=self._cached,
         )
 
     def _part(self, index: int, choice: Choice) -> CompletionOutput:
         is_scored = self.request.params.logprobs is not None and choice.entries
+        tally = self._tallies[self._choices.index(choice)]
+        found = tally.metrics(self._guessed_max)
         return CompletionOutput(
             index=index,
             text=choice.text,
@@ -322,7 +329,12 @@ class _Collector:
             logprobs=[self._entries(entry) for entry in choice.entries] if is_scored else None,
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
+            spec_decode_metrics=found if found.num_spec_steps else None,
         )
+
+    def _metrics(self) -> dict[str, Any] | None:
+        total = Tally.total(self._tallies, self._guessed_max)
+        return {"speculative_decoding": total.to_dict("summary")} if total.num_spec_steps else None
 
     def _entries(self, entry: TokenLogprobs) -> dict[int, Logprob]:
         """The chosen token first, then the top ones."""
@@ -332,17 +344,6 @@ class _Collector:
         for rank, (token, value) in enumerate(pairs, 1):
             found.setdefault(token, Logprob(value, rank, text(token)))
         return found
-
-
-def _guessing(drafts: int, guessed: int, accepted: int) -> dict[str, Any] | None:
-    """A request's own figures of speculative decoding."""
-    if not drafts:
-        return None
-    found = {
-        "num_drafts": drafts, "num_draft_tokens": guessed, "num_accepted_tokens": accepted,
-        "acceptance_length": 1 + accepted / drafts,
-    }  # fmt: skip
-    return {"speculative_decoding": found}
 
 
 def _refuse(name: str, value: object, reason: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ranvier.speculate.tally import SpecDecodeMetrics
+
 __all__ = ["CompletionOutput", "Logprob", "RequestOutput"]
 
 
@@ -29,6 +31,8 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     lora_request: Any = None
+    spec_decode_metrics: SpecDecodeMetrics | None = None
+    """What guessing yielded for it; None where nothing was guessed."""
 
     def finished(self) -> bool:
         """Whether the sequence has ended."""
@@ -46,6 +50,6 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = False
     metrics: dict[str, Any] | None = None
-    """What guessing yielded, under "speculative_decoding", where anything was guessed."""
+    """What guessing yielded for all outputs, under "speculative_decoding", as SpecDecodeMetrics."""
     lora_request: Any = None
     num_cached_tokens: int = 0

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.link.client import EngineClient
 from ranvier.server.gate import Entry
 from ranvier.server.metrics import Metrics, SequenceTimes
+from ranvier.server.per_request import Telling
 from ranvier.server.wire.answers import (
     Chat,
     ChatChoice,
@@ -25,8 +26,10 @@ from ranvier.server.wire.answers import (
     DeltaChoice,
     LogprobsWriter,
     Message,
+    RequestMetrics,
     Usage,
 )
+from ranvier.speculate.tally import Tally
 from ranvier.text.choice import Choice, best_choices
 from ranvier.text.codec import TextCodec
 
@@ -51,6 +54,7 @@ class Job:
     tokens_as_ids: bool = False
     shows_prompt_logprobs: bool = False
     truncated_tokens: int = 0
+    telling: Telling = Telling()
 
     @property
     def params(self) -> SamplingParams:
@@ -74,6 +78,7 @@ class _Part:
     choice: Choice
     writer: LogprobsWriter
     times: SequenceTimes
+    tally: Tally = field(default_factory=Tally)
     echo: str = ""
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -127,9 +132,9 @@ class Answer:
         head = self._head(is_chunk=False)
         if self._job.kind == "completion":
             texts = [self._text(part, is_first=True) for part in chosen]
-            return Completion(**head, choices=texts, usage=self._usage())
+            return Completion(**head, choices=texts, usage=self._usage(), metrics=self._told())
         choices = [self._message(part) for part in chosen]
-        answer = Chat(**head, choices=choices, usage=self._usage())
+        answer = Chat(**head, choices=choices, usage=self._usage(), metrics=self._told())
         request = self._job.requests[0]
         if self._job.with_ids:
             answer.prompt_token_ids = request.prompt_token_ids
@@ -140,7 +145,7 @@ class Answer:
 
     async def lines(self, entry: Entry) -> AsyncIterator[bytes]:
         """The lines of a stream; those of one turn together."""
-        encode, usage = msgspec.json.encode, None
+        encode = msgspec.json.encode
         async for parts in self._batches(entry):
             data = b""
             for part in parts:
@@ -150,9 +155,9 @@ class Answer:
             if data:
                 yield data
         if self._job.with_usage:
-            usage = self._usage()
+            usage, told = self._usage(), self._told()
             kind = Chunk if self._job.kind == "chat" else Completion
-            last = kind(**self._head(is_chunk=True), choices=[], usage=usage)
+            last = kind(**self._head(is_chunk=True), choices=[], usage=usage, metrics=told)
             yield b"data: " + encode(last) + b"\n\n"
 
     async def _batches(self, entry: Entry) -> AsyncIterator[list[_Part]]:
@@ -181,6 +186,7 @@ class Answer:
         part.ids += event.token_ids
         part.entries += event.logprobs or ()
         part.times.took(event, now_s)
+        part.tally.take(event.guesses)
         if event.token_ids:
             self._metrics.took(part.times, len(event.token_ids))
         if part.choice.finish_reason is not None:
@@ -195,7 +201,8 @@ class Answer:
         )
         at = number * params.sequence_count + index
         echo = job.echo[number] if job.echo is not None else ""
-        return _Part(at, request, Choice(codec, request), writer, SequenceTimes.of(request), echo)
+        times = SequenceTimes.of(request)
+        return _Part(at, request, Choice(codec, request), writer, times, echo=echo)
 
     def _chunk(self, part: _Part) -> Chunk | Completion | None:
         """What a part has to say now, or None to wait for more."""
@@ -282,6 +289,15 @@ class Answer:
             "model": self._job.model,
             "system_fingerprint": self._fingerprint,
         }
+
+    def _told(self) -> RequestMetrics | UnsetType | None:
+        """Of one sequence; null for several, which have no one time."""
+        if self._job.telling.is_silent:
+            return UNSET
+        parts = list(self._parts.values())
+        return (
+            self._job.telling.metrics(parts[0].times, parts[0].tally) if len(parts) == 1 else None
+        )
 
     def _usage(self) -> Usage:
         prompt = self._job.prompt_tokens

@@ -33,6 +33,7 @@ from ranvier.server.http.log import RequestLog
 from ranvier.server.http.stream import EventStream, until_gone
 from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
+from ranvier.server.per_request import Telling
 from ranvier.server.pictures import PictureDesk
 from ranvier.server.wire.requests import ChatRequest, CompletionRequest, GenerateRequest
 from ranvier.text.codec import TextCodec
@@ -185,9 +186,8 @@ class Generation:
         fields = {name: getattr(defaults, name) for name in SamplingParams.__struct_fields__}
         for name in fields:
             value = getattr(body, name, None)
-            if (
-                value is not None and name != "stream_interval"
-            ):  # kept by the answer, not the engine
+            # The interval of a stream is kept by the answer, not by the engine.
+            if value is not None and name != "stream_interval":
                 fields[name] = value
         limit = getattr(body, "max_completion_tokens", None)
         limit = limit if limit is not None else body.max_tokens
@@ -230,6 +230,7 @@ class Generation:
             ),
             shows_prompt_logprobs=body.prompt_logprobs is not None,
             truncated_tokens=sum(map(len, prompts)) - sum(map(len, cut)),
+            telling=Telling.of(options, self.info.buckets.lookahead),
         )
 
     def _request(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ranvier.core.limits import LIMITS
+from ranvier.speculate.tally import Level
 
 __all__ = ["ServerOptions"]
 
@@ -27,6 +28,8 @@ class ServerOptions:
     return_tokens_as_token_ids: bool = False
     enable_force_include_usage: bool = False
     enable_prompt_tokens_details: bool = True
+    enable_per_request_metrics: bool = False
+    per_request_spec_decode_metrics: Level = "none"
     enable_tokenizer_info_endpoint: bool = False
     enable_server_load_tracking: bool = False
     disable_fastapi_docs: bool = False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
+from ranvier.cli.neuron import equivalent_command
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.config.nxdi import is_nxdi, read_nxdi
 from ranvier.targets.neuron.config.translate import translate
@@ -23,12 +25,13 @@ STORED = {
 }  # fmt: skip
 
 
-def compiled(folder, **changes):
+def compiled(folder, beside=(), **changes):
     folder.mkdir(exist_ok=True)
     whole = {
         "_name_or_path": "meta-llama/Llama-3.1-8B",
         "hidden_size": 4096,
         "neuron_config": {**STORED, **changes},
+        **dict(beside),
     }
     (folder / "neuron_config.json").write_text(json.dumps(whole))
     (folder / "model.pt").write_bytes(b"\x80\x04never opened")
@@ -50,6 +53,36 @@ def test_its_configuration_is_offered_as_options(tmp_path):
         "on_device_sampling_config": {"do_sample": True, "top_k": 50, "top_p": 0.9},
     }
     assert found.left_out == ()
+
+
+DRAFT = {"worker_cls": "x", "draft_model_path": "/models/draft", "draft_config": {"a": 1}}
+FUSED = {"speculation_length": 5, "enable_fused_speculation": True}
+
+
+@pytest.mark.parametrize(
+    ("stored", "method"),
+    [
+        ({}, "draft_model"),
+        ({"enable_eagle_speculation": True}, "eagle"),
+        ({"enable_eagle_speculation": True, "is_eagle3": True}, "eagle3"),
+    ],
+)
+def test_speculation_comes_with_the_draft_that_the_folder_names(tmp_path, stored, method):
+    found = read_nxdi(compiled(tmp_path, beside={"fused_spec_config": DRAFT}, **FUSED, **stored))
+    config = {"model": "/models/draft", "num_speculative_tokens": 5, "method": method}
+    assert found.options["speculative_config"] == config
+    assert found.left_out == ()
+    words = shlex.split(equivalent_command(found, "m"))
+    assert json.loads(words[words.index("--speculative-config") + 1]) == config
+
+
+@pytest.mark.parametrize("fused", [None, 3, {}, {"draft_model_path": 7}])
+def test_speculation_without_a_draft_is_left_out_by_name(tmp_path, fused):
+    found = read_nxdi(compiled(tmp_path, beside={"fused_spec_config": fused}, **FUSED))
+    assert "speculative_config" not in found.options
+    first, second = found.left_out
+    assert "speculation_length = 5: the folder names no draft" in first
+    assert "enable_fused_speculation = True" in second
 
 
 def test_what_is_offered_is_accepted(tmp_path):

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -15,12 +15,14 @@ from ranvier.cli.options.adapters import read_modules
 from ranvier.core.errors import ConfigError
 from ranvier.core.limits import LIMITS
 from ranvier.server.options import ServerOptions
+from ranvier.speculate.tally import Level
 
 __all__ = ["FrontOptions", "bind_socket", "check_front", "server_options"]
 
 
 FORMATS = ("text", "json")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+TELLING = get_args(Level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,10 @@ class FrontOptions:
     """End every stream with its usage."""
     enable_prompt_tokens_details: bool = True
     """Tell cached tokens in usage."""
+    enable_per_request_metrics: bool = False
+    """Tell the times of a request in its answer, under metrics; of streams in the usage chunk."""
+    per_request_spec_decode_metrics: str = "none"
+    """What an answer tells of its guesses: none, summary or detailed (every verification)."""
     enable_tokenizer_info_endpoint: bool = False
     """Serve /tokenizer_info."""
     enable_server_load_tracking: bool = False
@@ -135,7 +141,10 @@ def check_front(front: FrontOptions) -> None:
         value = getattr(front, name)
         if value is not None and not value >= 0:
             raise ConfigError(f"{name} is {value}; it must be at least 0.")
-    for name, known in (("log_format", FORMATS), ("logging_level", LEVELS)):
+    for name, known in (
+        ("log_format", FORMATS), ("logging_level", LEVELS),
+        ("per_request_spec_decode_metrics", TELLING),
+    ):  # fmt: skip
         if getattr(front, name) not in known:
             told = ", ".join(known)
             raise ConfigError(f"{name} is {getattr(front, name)!r}; supported: {told}.")

@@ -108,7 +108,10 @@ KNOWN: dict[str, Known] = {
     "log_error_stack": Known(ANY, "the stack of an internal error is always logged", True),
     "uvicorn_log_level": Known(ANY, "see logging_level"),
     "log_config_file": Known((), "see log_format and logging_level"),
-    "enable_per_request_metrics": Known((False,), "times of requests are at /metrics", True),
+    "enable_per_request_metrics": Known((False,), "answers of a server tell them", True),
+    "per_request_spec_decode_metrics": Known(
+        ("none", "summary", "detailed"), "every output of an LLM has spec_decode_metrics"
+    ),
     "h11_max_incomplete_event_size": Known((), "headers may take 64 KiB"),
     "h11_max_header_count": Known((), "headers may take 64 KiB"),
     "fingerprint_mode": Known(("hash",), "the fingerprint is the version and a hash"),

@@ -28,10 +28,12 @@ __all__ = [
     "ModelCard",
     "ModelList",
     "PromptLogprob",
+    "RequestMetrics",
     "Usage",
 ]
 
 Ids = list[int] | UnsetType
+Number = float | UnsetType | None
 
 
 class Usage(msgspec.Struct):
@@ -41,6 +43,17 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: dict[str, int] | None = None
+
+
+class RequestMetrics(msgspec.Struct, kw_only=True):
+    """What an answer of one sequence tells of itself, where the server was asked to."""
+
+    time_to_first_token_ms: Number = UNSET
+    generation_time_ms: Number = UNSET
+    queue_time_ms: Number = UNSET
+    mean_itl_ms: Number = UNSET
+    tokens_per_second: Number = UNSET
+    speculative_decoding: dict[str, Any] | UnsetType | None = UNSET
 
 
 class PromptLogprob(msgspec.Struct):
@@ -86,6 +99,7 @@ class Completion(msgspec.Struct, kw_only=True):
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str | None = None
+    metrics: RequestMetrics | UnsetType | None = UNSET
 
 
 class TopLogprob(msgspec.Struct):
@@ -142,6 +156,7 @@ class Chat(msgspec.Struct, kw_only=True):
     system_fingerprint: str | None = None
     prompt_token_ids: Ids = UNSET
     prompt_logprobs: PromptLogprobs = UNSET
+    metrics: RequestMetrics | UnsetType | None = UNSET
 
 
 class Delta(msgspec.Struct, kw_only=True):
@@ -173,6 +188,7 @@ class Chunk(msgspec.Struct, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str | None = None
     prompt_token_ids: Ids = UNSET
+    metrics: RequestMetrics | UnsetType | None = UNSET
 
 
 class ModelCard(msgspec.Struct, kw_only=True):

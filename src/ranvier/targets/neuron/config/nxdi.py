@@ -14,6 +14,8 @@ from typing import Any
 
 from ranvier.core.errors import ConfigError
 from ranvier.targets.neuron.config.field import Field, fits, plain_dtype
+from ranvier.targets.neuron.config.speculation import OPTION as SPECULATIVE
+from ranvier.targets.neuron.config.speculation import SWITCHES, join_speculation
 from ranvier.targets.neuron.config.table import CHILDREN, SECTIONS
 
 __all__ = ["REFUSAL", "NxdiFolder", "is_nxdi", "read_nxdi"]
@@ -39,6 +41,8 @@ LISTS = (
     "enable_bucketing", "context_encoding_buckets", "token_generation_buckets", "prefix_buckets",
     "token_generation_batches",
 )  # fmt: skip
+FUSED = "fused_spec_config"
+"""Beside neuron_config: the draft of fused speculation."""
 SAMPLING = ("do_sample", "top_k", "top_p", "temperature")
 DTYPES = ("float32", "bfloat16")
 
@@ -76,12 +80,13 @@ def read_nxdi(folder: Path) -> NxdiFolder:
         if name in fields and value is not None and fits(fields[name], value)
     }  # fmt: skip
     name = whole.get("_name_or_path")
+    guessing, without_draft = _speculation(good, whole.get(FUSED))
     return NxdiFolder(
         folder,
         name if isinstance(name, str) else "",
-        _options(good),
+        {**_options(good), **guessing},
         _override(good),
-        tuple(_left_out(stored)),
+        (*_left_out(stored), *without_draft),
     )
 
 
@@ -109,6 +114,21 @@ def _options(stored: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("dtype") not in DTYPES:
         options.pop("dtype", None)
     return options
+
+
+def _speculation(stored: Mapping[str, Any], fused: Any) -> tuple[dict[str, Any], list[str]]:
+    """speculative_config of a folder that names its draft; else what is left out, and why."""
+    wanted = [name for name in ("speculation_length", *SWITCHES) if stored.get(name)]
+    if not wanted:
+        return {}, []
+    draft = fused.get("draft_model_path") if isinstance(fused, Mapping) else None
+    if not isinstance(draft, str) or not draft:
+        reason = f"the folder names no draft ({FUSED}.draft_model_path); give {SPECULATIVE}"
+        return {}, [f"{name} = {stored[name]!r}: {reason}" for name in wanted]
+    config, _ = join_speculation(stored, {"model": draft}, "")
+    assert config is not None
+    config.setdefault("method", "draft_model")
+    return {SPECULATIVE: config}, []
 
 
 def _override(stored: Mapping[str, Any]) -> dict[str, Any]:

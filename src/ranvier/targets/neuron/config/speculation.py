@@ -7,7 +7,7 @@ from typing import Any
 
 from ranvier.targets.neuron.config.read import Problem
 
-__all__ = ["OPTION", "join_speculation"]
+__all__ = ["OPTION", "SWITCHES", "join_speculation"]
 
 OPTION = "speculative_config"
 SWITCHES = ("enable_fused_speculation", "enable_eagle_speculation", "is_eagle3")
