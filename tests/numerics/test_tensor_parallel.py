@@ -42,6 +42,8 @@ DEGREES = {
     "llama": [(8, 1), (4, 1), (2, 1), (2, 2), (1, 2), (1, 4)], "odd": [(8, 1), (4, 1), (2, 1)],
     "qwen2": [(8, 1), (2, 2)], "qwen3": [(4, 1)], "gemma3": [(8, 1), (1, 2)],
 }  # fmt: skip
+SEQUENCE = [("llama", (8, 1)), ("llama", (2, 2)), ("odd", (4, 1)), ("gemma3", (4, 1))]
+"""Where norms are cut along the tokens; some of the buckets don't divide."""
 
 
 def make_model(folder, config):
@@ -72,8 +74,8 @@ def models(tmp_path_factory):
 def case(models, name, tensor, pipeline, **more):
     options = {"model": str(models[name]), "tensor_parallel_size": tensor,
                "pipeline_parallel_size": pipeline, **more}  # fmt: skip
-    return {"name": f"{name} {tensor} {pipeline} {more.get('quantization', '')}",
-            "options": options}  # fmt: skip
+    told = more.get("quantization", "sequence" if "sequence_parallel" in more else "")
+    return {"name": f"{name} {tensor} {pipeline} {told}", "options": options}
 
 
 def run(folder, cases):
@@ -92,6 +94,7 @@ def artifacts(tmp_path_factory):
 def tokens(models, artifacts):
     """Of every model at every degree, of two of them quantised too; twice 8 ranks come first."""
     wanted = [case(models, n, *d) for n, degrees in DEGREES.items() for d in (*degrees, (1, 1))]
+    wanted += [case(models, n, *d, sequence_parallel=True) for n, d in SEQUENCE]
     wanted += [case(models, "llama", d, 1, quantization="int8") for d in (2, 1)]
     return run(artifacts, wanted)
 
@@ -99,6 +102,11 @@ def tokens(models, artifacts):
 @pytest.mark.parametrize(("name", "degree"), [(n, d) for n, all_ in DEGREES.items() for d in all_])
 def test_ranks_give_the_tokens_of_one(tokens, name, degree):
     assert tokens[f"{name} {degree[0]} {degree[1]} "] == tokens[f"{name} 1 1 "]
+
+
+@pytest.mark.parametrize(("name", "degree"), SEQUENCE)
+def test_norms_cut_along_tokens_give_the_tokens_of_one(tokens, name, degree):
+    assert tokens[f"{name} {degree[0]} {degree[1]} sequence"] == tokens[f"{name} 1 1 "]
 
 
 def test_quantised_ranks_give_the_tokens_of_one(tokens):

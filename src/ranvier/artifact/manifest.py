@@ -60,6 +60,8 @@ class ArtifactKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     buckets: BucketSet
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    sequence_parallel: bool = False
+    """Norms are cut along the tokens."""
     logical_cores: int = 1
     """Neuron: physical cores of a logical one."""
     adapter_slots: int = 0

@@ -72,6 +72,7 @@ def artifact_key(source: Source, sizes: Sizes, target: Target, flags: str) -> Ar
         buckets=sizes.buckets,
         tensor_parallel=sizes.tensor_parallel,
         pipeline_parallel=sizes.pipeline_parallel,
+        sequence_parallel=sizes.sequence_parallel,
         logical_cores=sizes.logical_cores,
         adapter_slots=sizes.adapter_slots,
         adapter_rank_max=sizes.adapter_rank_max,

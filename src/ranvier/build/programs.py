@@ -49,6 +49,8 @@ class Sizes:
     edits_max: int
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    sequence_parallel: bool = False
+    """Norms and the residual stream are cut along the tokens where a program allows it."""
     logical_cores: int = 1
     """Neuron: physical cores of a logical one."""
     quantization: str = "none"
@@ -166,9 +168,6 @@ def programs(
     form = adapter_form(spec, sizes)
     stacks = {} if form is None else stack_shapes(form)
     weights |= {name: struct(shape, jnp.dtype(kind)) for name, (shape, kind) in stacks.items()}
-    shards = None
-    if parallel.ranks > 1:
-        shards = Shards(vocab, parallel.tensor, parallel.pipeline)
     state = {
         name: struct(shape, jnp.dtype(kind))
         for name, (shape, kind) in state_shapes(spec, sizes).items()
@@ -184,20 +183,34 @@ def programs(
             "allowed": struct((shape.samples, -(-vocab // 32)), jnp.int32),
         }
         decoder = Decoder(
-            spec, kernels, layout, sizes.logprobs_max, shards, kind,
+            spec, kernels, layout, sizes.logprobs_max, _shards(shape, vocab, sizes), kind,
             drafter if shape.lookahead else None, {} if form is None else linear_parts(form),
         )  # fmt: skip
         table.append(Program(shape, decoder.step, (weights, state, inputs), parallel))
     if spec.vision is not None and sizes.vision is not None:
         seeing = {name: value for name, value in everything.items() if is_seeing(name)}
+        join = Shards(vocab, parallel.tensor, parallel.pipeline).sum if parallel.ranks > 1 else None
         for shape, function, arguments in encoder_programs(
-            spec, sizes.vision, kernels, seeing, state, shards.sum if shards else None
+            spec, sizes.vision, kernels, seeing, state, join
         ):
             table.append(Program(shape, function, arguments, parallel))
     if form is not None:
         for shape in place_shapes(form.slots):
             table.append(Program(shape, place_piece, place_arguments(form)))
     return table
+
+
+def _shards(shape: ProgramShape, vocab: int, sizes: Sizes) -> Shards | None:
+    """How the ranks of a step work together.
+
+    A decode program has few tokens: one sum is sooner there than a scatter and a gather.
+    """
+    parallel = sizes.parallel
+    if parallel.ranks == 1:
+        return None
+    is_cut = sizes.sequence_parallel and shape.family != "decode" and sizes.vision is None
+    is_even = parallel.tensor > 1 and shape.tokens % parallel.tensor == 0
+    return Shards(vocab, parallel.tensor, parallel.pipeline, is_cut and is_even)
 
 
 def _weight_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[Any, Any]]:

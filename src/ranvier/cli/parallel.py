@@ -34,6 +34,11 @@ def check_parallel(options: Options, spec: DecoderSpec, target: Target) -> Paral
     rank_spec(spec, parallel)
     for line in degree_costs(spec, parallel.tensor):
         say(f"tensor_parallel_size={parallel.tensor}: {line}")
+    if options.sequence_parallel and (parallel.tensor == 1 or spec.vision is not None):
+        why = (
+            "there is one device to cut over" if parallel.tensor == 1 else "the model sees pictures"
+        )
+        say(f"sequence_parallel changes nothing: {why}")
     if parallel.ranks > 1 and target.platform == "cpu":
         say(
             f"{parallel.ranks} virtual CPU devices of this machine run the model: as correct as "

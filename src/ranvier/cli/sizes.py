@@ -192,6 +192,7 @@ def _sizes(options: Options, length: int, target: Target) -> Sizes:
         kv_cache_dtype=_kv_cache_dtype(options.kv_cache_dtype, dtype, target),
         tensor_parallel=options.tensor_parallel_size,
         pipeline_parallel=options.pipeline_parallel_size,
+        sequence_parallel=options.sequence_parallel,
         logical_cores=_logical_cores(options, target),
         logprobs_max=LIMITS.logprobs_max,
         edits_max=length + LIMITS.logit_bias_max,

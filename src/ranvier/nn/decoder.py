@@ -25,6 +25,7 @@ from ranvier.nn.kernels.lora import LoraPart, lora_of
 from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.sample_rows import RowSampler
 from ranvier.nn.shards import Shards
+from ranvier.nn.stream import Stream
 from ranvier.nn.vision.cross import CrossLayers
 from ranvier.nn.vision.text import Seen, look
 
@@ -110,7 +111,7 @@ class Decoder:
         hidden_TD, k, v, features = self.run(weights, x_TD, caches, meta, wanted, seen_of)
         with jax.named_scope("head"):
             picks_R = meta[layout.slices["sample_tokens"]]
-            rows_RD = hidden_TD.at[picks_R].get(mode="promise_in_bounds")
+            rows_RD = Stream(self.shards, weights).rows(hidden_TD, picks_R)
             logits_RV = self.head(weights, rows_RD, meta[2:3])
         with jax.named_scope("sample"):
             edits, allowed = inputs["edits"], inputs["allowed"]
@@ -180,7 +181,7 @@ class Decoder:
         own_T = jnp.clip(ids_T, 0, spec.embed_rows - 1)
         x_TD = self.kernels.embed(table, own_T, hidden=spec.hidden, scale=spec.embed_scale)
         x_TD = jnp.where((ids_T == own_T)[:, None], x_TD, 0.0)
-        return self.shards.sum_all(x_TD)
+        return Stream(self.shards, weights).join_all(x_TD)
 
     def run(
         self,
@@ -198,25 +199,26 @@ class Decoder:
         """
         cos_sin, seen = self._angles(weights, meta), seen or Seen()
         slots_T = self._slots(meta) if self.adapters else None
+        stream = Stream(self.shards, weights)
 
         if self.shards is not None and self.shards.pipeline > 1:
             assert not (wanted or seen.across or self.adapters), "not over pipeline stages"
             return (*self._relay(weights, (x_TD, *caches), meta, cos_sin), ())
 
         def body(carry: Carry, layer: Array) -> tuple[Carry, None]:
-            at = _At(weights, layer[None], meta, slots_T)
+            at = _At(weights, layer[None], meta, slots_T, stream)
             x_TD, k, v = self._layer(at, carry, cos_sin)
             return (seen.deepen(x_TD, layer), k, v), None
 
         carry, found = (x_TD, *caches), []
         for start, stop in pairwise(sorted({0, *wanted, *seen.across, self.spec.layers})):
             if start in wanted:
-                found.append(carry[0])
+                found.append(stream.whole(carry[0]))
             if start in seen.across:
                 carry = (seen.across[start](carry[0]), *carry[1:])
             carry, _ = lax.scan(body, carry, jnp.arange(start, stop, dtype=jnp.int32))
         if self.spec.layers in wanted:
-            found.append(carry[0])
+            found.append(stream.whole(carry[0]))
         if self.spec.layers in seen.across:
             carry = (seen.across[self.spec.layers](carry[0]), *carry[1:])
         return (*carry, tuple(found))
@@ -226,7 +228,8 @@ class Decoder:
 
         def layers(carry: Carry, meta: Array) -> Carry:
             def body(carry: Carry, layer: Array) -> tuple[Carry, None]:
-                return self._layer(_At(weights, layer[None], meta, None), carry, cos_sin), None
+                at = _At(weights, layer[None], meta, None, Stream(self.shards, weights))
+                return self._layer(at, carry, cos_sin), None
 
             done: Carry = lax.scan(body, carry, jnp.arange(self.spec.layers, dtype=jnp.int32))[0]
             return done
@@ -263,10 +266,13 @@ class Decoder:
             out_dtype=self.dtype,
         )  # fmt: skip
         with jax.named_scope("attention"):
+            x_TD, norm = at.stream.normed(
+                self.kernels, x_TD, (weights["attn_norm"], spec.norm_eps), (at.layer, at.count),
+                self.dtype or k.dtype,
+            )  # fmt: skip
             qkv_TO = self._linear(
                 at, "qkv", x_TD,
-                outputs=spec.qkv_size,
-                norm=(weights["attn_norm"], spec.norm_eps),
+                outputs=spec.qkv_size, norm=norm,
                 bias=weights["qkv_bias"] if spec.has_qkv_bias else None,
                 out_dtype=jnp.float32,
             )  # fmt: skip
@@ -279,7 +285,10 @@ class Decoder:
 
     def _gate(self, at: _At, x_TD: Array, dtype: Any) -> Array:
         with jax.named_scope("mlp"):
-            norm = (at.weights["mlp_norm"], self.spec.norm_eps)
+            x_TD, norm = at.stream.normed(
+                self.kernels, x_TD, (at.weights["mlp_norm"], self.spec.norm_eps),
+                (at.layer, at.count), dtype,
+            )  # fmt: skip
             return self._linear(
                 at, "gate_up", x_TD,
                 outputs=2 * self.spec.intermediate, norm=norm,
@@ -302,32 +311,33 @@ class Decoder:
 
     def _add(self, at: _At, name: str, x_TD: Array, inner: Array) -> Array:
         """Project back into the residual stream, through a norm where the family has one."""
-        spec, post, shards = self.spec, self.spec.has_post_norms, self.shards
-        is_whole = shards is None and not post
+        spec, post = self.spec, self.spec.has_post_norms
+        is_whole = self.shards is None and not post
         y_TD = self._linear(
             at, name, inner,
             outputs=spec.hidden, residual=x_TD if is_whole else None, out_dtype=jnp.float32,
         )  # fmt: skip
         if is_whole:
             return y_TD
-        if shards is not None:
-            y_TD = shards.sum(y_TD)
+        y_TD = at.stream.join(y_TD)
         if not post:
             return x_TD + y_TD
         return self.kernels.rms_norm(
-            y_TD, at.weights[f"{name}_norm"], at.layer, at.count,
+            y_TD, at.weights[f"{name}_norm"], at.layer, at.stream.count(at.count, y_TD),
             eps=spec.norm_eps, residual=x_TD,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _At:
-    """Where the scan is: the whole weights, the layer's index [1], the step's metadata, slots."""
+    """Where the scan is: the whole weights, the layer's index [1], the step's metadata, slots,
+    how the residual stream lies."""
 
     weights: Weights
     layer: Array
     meta: Array
     slots_T: Array | None
+    stream: Stream
 
     @property
     def count(self) -> Array:

@@ -26,6 +26,8 @@ class Shards:
     vocab_size: int
     tensor: int = 1
     pipeline: int = 1
+    is_sequence: bool = False
+    """The residual stream is cut along its tokens (nn/stream.py)."""
 
     def sum(self, x: Array) -> Array:
         """The sum over the cores of a stage."""
@@ -34,6 +36,10 @@ class Shards:
     def sum_all(self, x: Array) -> Array:
         """The sum over all ranks."""
         return _sum(x, AXES)
+
+    def sum_stages(self, x: Array) -> Array:
+        """The sum over the stages."""
+        return x if self.pipeline == 1 else _sum(x, AXES[0])
 
     @property
     def ranks(self) -> int:

@@ -123,6 +123,8 @@ class Options(AdapterOptions):
     """Devices that share each layer; on the cpu target that many virtual ones are made."""
     pipeline_parallel_size: int = 1
     """Stages that share the layers, each of tensor_parallel_size devices; it divides the layers."""
+    sequence_parallel: bool = False
+    """Cut norms and the residual stream along the tokens of a step over its devices."""
     logical_nc_config: int | None = None
     """Neuron: physical cores of a logical one, 1 or 2; default NEURON_LOGICAL_NC_CONFIG, else the
     target's own."""

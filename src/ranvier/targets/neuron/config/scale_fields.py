@@ -57,7 +57,10 @@ PARALLEL: tuple[Field, ...] = (
     ),
     refused("start_rank_id", "int", 0, "programs that span several hosts are not supported yet"),
     satisfied("local_ranks_size", "count", Derived("world_size"), "it follows from the degrees"),
-    satisfied("sequence_parallel_enabled", "bool", False, _SPLIT),
+    honoured(
+        "sequence_parallel_enabled", "bool", False, "sequence_parallel",
+        "norms are cut along the tokens of a prefill program",
+    ),
     satisfied("vocab_parallel", "bool", False, _SPLIT),
     refused(
         "flash_decoding_enabled", "bool", False, "KV heads are not split along the sequence yet"
