@@ -11,7 +11,8 @@ using T = uint16_t;
 using State = Tiles;  // of the thread while it works on an item
 template <typename>
 struct Runs;
-inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, const char* next,
+                      float* out);
 inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out);
 
@@ -23,7 +24,9 @@ inline void values_of(const Attention& a, const T* weights, int64_t rows, const 
 namespace ranvier {
 namespace {
 
-inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, float* out) {
+inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, const char* next,
+                      float* out) {
+  fetch_run(a, next);
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t e = 0; e < a.size; e += 32) {
@@ -39,6 +42,7 @@ inline void scores_of(const Attention& a, const T* q, int64_t, const T* k, float
 
 // Two columns of 16 values at a time.
 inline void values_of(const Attention& a, const T* weights, int64_t, const Runs<T>& runs, float* out) {
+  for (int64_t i = 0; i < runs.count; ++i) fetch_run(a, runs.next[i]);
   for (int64_t e = 0; e < a.size; e += 32) {
     _tile_zero(0);
     _tile_zero(1);

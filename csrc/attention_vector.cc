@@ -11,7 +11,8 @@ namespace {
 template <typename T>
 struct Runs;
 template <typename T>
-inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out);
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, const char* next,
+                      float* out);
 template <typename T>
 inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out);
@@ -54,11 +55,20 @@ constexpr int kRowsAtOnce = 8;
 constexpr int kRowsAtOnce = 2;
 #endif
 
-template <typename T, int R>
-void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
+// The line of the next run that lies where `at` bytes of this one are used.
+template <bool kFetches>
+inline void fetch(const char* next, int64_t at) {
+  if constexpr (kFetches) __builtin_prefetch(next + at, 0, 2);
+}
+
+template <typename T, int R, bool kFetches>
+void scores_rows(const Attention& a, const T* q, const T* k, const char* next, float* out) {
+  constexpr int64_t bytes = 16 * sizeof(T);
   V16 acc[R][2] = {};
   const T* high = k + 16 * a.size;
   for (int64_t e = 0; e < a.size; e += kStep<T>) {
+    fetch<kFetches>(next, bytes * e);
+    fetch<kFetches>(next, bytes * (a.size + e));
     for (int r = 0; r < R; ++r) {
       add(acc[r][0], k + 16 * e, q + r * a.size + e);
       add(acc[r][1], high + 16 * e, q + r * a.size + e);
@@ -70,16 +80,29 @@ void scores_rows(const Attention& a, const T* q, const T* k, float* out) {
   }
 }
 
+// A run of keys into the sums of values_tile.
+template <typename T, int R, int W, bool kFetches>
+void values_run(const Attention& a, const T* weights, const T* run, const char* next, int64_t e,
+                V16 (&acc)[R][W]) {
+  for (int64_t key = 0; key < kKeys; key += kStep<T>) {
+    const int64_t at = key * a.size + e * kStep<T>;
+    const T* const v = run + at;
+    for (int c = 0; c < W; ++c) fetch<kFetches>(next, sizeof(T) * (at + 16 * kStep<T> * c));
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < W; ++c) add(acc[r][c], v + 16 * kStep<T> * c, weights + r * kChunk + key);
+  }
+}
+
 // R rows by W columns of 16 values: enough sums at once to hide the latency of one.
 template <typename T, int R, int W>
 void values_tile(const Attention& a, const T* weights, const Runs<T>& runs, int64_t e, float* out) {
   V16 acc[R][W] = {};
   for (int64_t i = 0; i < runs.count; ++i) {
-    for (int64_t key = 0; key < kKeys; key += kStep<T>) {
-      const T* const v = runs.v[i] + key * a.size + e * kStep<T>;
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < W; ++c)
-          add(acc[r][c], v + 16 * kStep<T> * c, weights + r * kChunk + i * kKeys + key);
+    const T* const own = weights + i * kKeys;
+    if (runs.next[i] != nullptr) {
+      values_run<T, R, W, true>(a, own, runs.v[i], runs.next[i], e, acc);
+    } else {
+      values_run<T, R, W, false>(a, own, runs.v[i], nullptr, e, acc);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -96,11 +119,13 @@ void values_rows(const Attention& a, const T* weights, const Runs<T>& runs, floa
 }
 
 template <typename T, int R = kRowsAtOnce>
-inline void score_some(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
+inline void score_some(const Attention& a, const T* q, int64_t rows, const T* k, const char* next,
+                       float* out) {
   if constexpr (R > 1) {
-    if (rows < R) return score_some<T, R - 1>(a, q, rows, k, out);
+    if (rows < R) return score_some<T, R - 1>(a, q, rows, k, next, out);
   }
-  scores_rows<T, R>(a, q, k, out);
+  if (next != nullptr) return scores_rows<T, R, true>(a, q, k, next, out);
+  scores_rows<T, R, false>(a, q, k, nullptr, out);
 }
 
 template <typename T, int R = kRowsAtOnce>
@@ -113,16 +138,19 @@ inline void value_some(const Attention& a, const T* weights, int64_t rows, const
 }
 
 template <typename T>
-inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, float* out) {
+inline void scores_of(const Attention& a, const T* q, int64_t rows, const T* k, const char* next,
+                      float* out) {
   for (int64_t r = 0; r < rows; r += kRowsAtOnce)
-    score_some<T>(a, q + r * a.size, rows - r, k, out + r * kChunk);
+    score_some<T>(a, q + r * a.size, rows - r, k, r ? nullptr : next, out + r * kChunk);
 }
 
 template <typename T>
 inline void values_of(const Attention& a, const T* weights, int64_t rows, const Runs<T>& runs,
                       float* out) {
+  Runs<T> fetched = runs;  // by the first rows
+  for (const char*& next : fetched.next) next = nullptr;
   for (int64_t r = 0; r < rows; r += kRowsAtOnce)
-    value_some<T>(a, weights + r * kChunk, rows - r, runs, out + r * a.size);
+    value_some<T>(a, weights + r * kChunk, rows - r, r ? fetched : runs, out + r * a.size);
 }
 
 }  // namespace

@@ -1,7 +1,11 @@
 // The walk over items and chunks, once the products `scores_of` and `values_of` are defined.
 //
-//   scores_of(a, q, tile, out)        out [16][kChunk]: 16 rows times 32 keys
-//   values_of(a, weights, tiles, n, out)   out [16][E]: weights [16][kChunk] times n runs of 32 keys
+//   scores_of(a, q, rows, k, next, out)    out [16][kChunk]: rows times a run of 32 keys
+//   values_of(a, weights, rows, runs, out)   out [16][E]: weights [16][kChunk] times runs of 32 keys
+//
+// Blocks lie anywhere, so no hardware prefetcher knows the next run. All runs of a chunk, its keys and then
+// its values, are one line of runs that goes on with what the thread does next; while one is multiplied,
+// the one kAhead places further on is fetched, a cache line for each that is used.
 #ifndef RANVIER_ATTENTION_WALK_H_
 #define RANVIER_ATTENTION_WALK_H_
 
@@ -13,16 +17,19 @@
 namespace ranvier {
 namespace {
 
-// The values of each run of 32 keys of a chunk.
+constexpr int64_t kRuns = kChunk / kKeys, kAhead = 2;
+
+// The values of each run of 32 keys of a chunk; `next` is fetched meanwhile, where it is not null.
 template <typename T>
 struct Runs {
-  const T* v[kChunk / kKeys];
+  const T* v[kRuns];
+  const char* next[kRuns];
   int64_t count;
 };
 
 // Where each run of 32 keys of a chunk lies in the cache; k and v are laid out alike.
 struct Places {
-  int64_t at[kChunk / kKeys], scales[kChunk / kKeys];
+  int64_t at[kRuns], scales[kRuns];
   int64_t count;
 };
 
@@ -59,30 +66,61 @@ inline void gather_scales(const Attention& a, const Places& places, Scales* scal
   }
 }
 
-// Blocks lie anywhere: no hardware prefetcher knows the next one.
 inline void fetch_run(const Attention& a, const char* run) {
   const int64_t bytes = kKeys * a.size * element_bytes(a);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(run + i, 0, 2);
+  for (int64_t i = 0; run != nullptr && i < bytes; i += 64) __builtin_prefetch(run + i, 0, 2);
+}
+
+inline Places places_of_chunk(const Attention& a, const Item& item, int64_t chunk) {
+  const int64_t start = chunk * kChunk;
+  return places_of(a, item, start, std::min(item.last_position + 1, start + kChunk));
+}
+
+// What a thread does after a chunk; no item: it is not known.
+struct Next {
+  const Item* item;
+  int64_t chunk;
+};
+
+// All runs of a chunk in order, and kAhead of the next one; null: nothing to fetch.
+struct Line {
+  const char* run[2 * kRuns + kAhead];
+};
+
+inline Line line_of(const Attention& a, const Places& places, Next next) {
+  Line line = {};
+  const int64_t n = places.count;
+  for (int64_t i = 0; i < n; ++i) {
+    line.run[i] = k_run(a, places, i);
+    line.run[n + i] = v_run(a, places, i);
+  }
+  if (next.item == nullptr) return line;
+  const Places others = places_of_chunk(a, *next.item, next.chunk);
+  for (int64_t i = 0; i < kAhead; ++i)
+    line.run[2 * n + i] = i < others.count ? k_run(a, others, i) : v_run(a, others, i - others.count);
+  return line;
 }
 
 template <typename T>
-inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64_t chunk,
+inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64_t chunk, Next next,
                          Partial out) {
-  const int64_t start = chunk * kChunk, limit = item.last_position + 1;
-  const int64_t end = limit < start + kChunk ? limit : start + kChunk;
-  const Places places = places_of(a, item, start, end);
-  const int64_t count = places.count, run = kKeys * a.size;
+  const int64_t start = chunk * kChunk, run = kKeys * a.size;
+  const Places places = places_of_chunk(a, item, chunk);
+  const int64_t count = places.count;
+  const bool is_plain = a.codes == Codes::kNone;
+  const Line line = line_of(a, places, next);
   const Bounds bounds = bounds_of(a, item);
   static thread_local Arena score_arena, weight_arena, room_arena;
   auto* const scores = static_cast<float*>(score_arena.get(4 * kRowBlock * kChunk));
   auto* const weights = static_cast<T*>(weight_arena.get(sizeof(T) * kRowBlock * kChunk));
-  auto* const room = static_cast<T*>(
-      a.codes == Codes::kNone ? nullptr : room_arena.get(sizeof(T) * kChunk * a.size));
+  auto* const room =
+      static_cast<T*>(is_plain ? nullptr : room_arena.get(sizeof(T) * kChunk * a.size));
   for (int64_t i = 0; i < count; ++i) {
-    fetch_run(a, i + 1 < count ? k_run(a, places, i + 1) : v_run(a, places, 0));
-    scores_of(a, q, item.rows, opened(a, k_run(a, places, i), room), scores + i * kKeys);
+    const char* const ahead = line.run[i + kAhead];
+    if (!is_plain) fetch_run(a, ahead);
+    scores_of(a, q, item.rows, opened(a, line.run[i], room), is_plain ? ahead : nullptr,
+              scores + i * kKeys);
   }
-  for (int64_t i = 1; i < count; ++i) fetch_run(a, v_run(a, places, i));
   Scales scales;
   const bool is_scaled = a.codes == Codes::kInt8;
   if (is_scaled) gather_scales(a, places, &scales);
@@ -91,7 +129,12 @@ inline void attend_chunk(const Attention& a, const Item& item, const T* q, int64
            weights + r * kChunk, out);
   Runs<T> runs;
   runs.count = count;
-  for (int64_t i = 0; i < count; ++i) runs.v[i] = opened(a, v_run(a, places, i), room + i * run);
+  for (int64_t i = 0; i < count; ++i) {
+    const char* const ahead = line.run[count + i + kAhead];
+    if (!is_plain) fetch_run(a, ahead);
+    runs.v[i] = opened(a, line.run[count + i], room + i * run);
+    runs.next[i] = is_plain ? ahead : nullptr;
+  }
   values_of(a, weights, item.rows, runs, out.values);
 }
 
@@ -130,19 +173,9 @@ inline const T* padded_queries(const Attention& a, const Item& item, const T* q)
   return copy;
 }
 
-// The first runs of an item that this thread will take next.
-inline void fetch_item(const Attention& a, const Item& item) {
-  const int64_t start = first_chunk(a, item) * kChunk, limit = item.last_position + 1;
-  const Places places = places_of(a, item, start, std::min(limit, start + 2 * kKeys));
-  for (int64_t i = 0; i < places.count; ++i) {
-    fetch_run(a, k_run(a, places, i));
-    fetch_run(a, v_run(a, places, i));
-  }
-}
-
-// All chunks of an item, merged as they come.
+// All chunks of an item, merged as they come. `after` is the item that this thread will probably take next.
 template <typename T>
-inline void attend_item(const Attention& a, const Item& item, const T* q) {
+inline void attend_item(const Attention& a, const Item& item, const Item* after, const T* q) {
   static thread_local Arena arena;
   const int64_t floats = partial_floats(a);
   auto* const room = static_cast<float*>(arena.get(8 * floats));
@@ -150,10 +183,13 @@ inline void attend_item(const Attention& a, const Item& item, const T* q) {
   const Partial whole = partial_at(a, room), part = partial_at(a, room + floats);
   const T* const rows = padded_queries(a, item, q);
   const int64_t first = first_chunk(a, item);
-  attend_chunk(a, item, rows, first, whole);
-  for (int64_t chunk = first + 1; chunk * kChunk <= item.last_position; ++chunk) {
-    attend_chunk(a, item, rows, chunk, part);
-    merge(a, item.rows, whole, part);
+  const int64_t last = item.last_position / kChunk;
+  for (int64_t chunk = first; chunk <= last; ++chunk) {
+    const Next next = chunk < last ? Next{&item, chunk + 1}
+                      : after      ? Next{after, first_chunk(a, *after)}
+                                   : Next{};
+    attend_chunk(a, item, rows, chunk, next, chunk == first ? whole : part);
+    if (chunk > first) merge(a, item.rows, whole, part);
   }
   write_out<T>(a, item, whole);
 }
@@ -178,7 +214,11 @@ inline void attend_split(const Attention& a, const std::vector<Item>& items, con
   parallel_for(static_cast<int64_t>(jobs.size()), [&](int64_t j) {
     [[maybe_unused]] const State state;
     const Item& item = items[jobs[j].item];
-    attend_chunk(a, item, padded_queries(a, item, q), jobs[j].chunk, partial_at(a, room + j * floats));
+    const Next next = j + 1 < static_cast<int64_t>(jobs.size())
+                          ? Next{&items[jobs[j + 1].item], jobs[j + 1].chunk}
+                          : Next{};
+    attend_chunk(a, item, padded_queries(a, item, q), jobs[j].chunk, next,
+                 partial_at(a, room + j * floats));
   });
   for (size_t i = 0; i < items.size(); ++i) {
     const Partial whole = partial_at(a, room + starts[i] * floats);
@@ -202,8 +242,7 @@ inline void attend(const Attention& a) {
   const int64_t count = static_cast<int64_t>(items.size());
   if (count < 4 * thread_count() && items[0].last_position >= kChunk) return attend_split(a, items, q);
   parallel_for(count, [&](int64_t i) {
-    if (i + 1 < count) fetch_item(a, items[i + 1]);
-    attend_item(a, items[i], q);
+    attend_item(a, items[i], i + 1 < count ? &items[i + 1] : nullptr, q);
   });
 }
 
