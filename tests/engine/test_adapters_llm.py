@@ -10,7 +10,6 @@ from tests.numerics.lora_device import model_of
 
 from ranvier import LLM, LoRARequest, SamplingParams
 from ranvier.cli.main import main
-from ranvier.cli.options.settings import parse_options
 from ranvier.core.errors import AdapterError, ConfigError, ModelNotFound, RequestError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -141,8 +140,19 @@ def test_without_slots_adapters_are_refused(options, folders):
         llm.load_adapter("a", str(folders["a"]))
 
 
-def test_nxdi_s_names_are_the_same_options(tiny_options):
-    lora = {"max_loras": 3, "max_lora_rank": 8, "target_modules": ["q_proj"]}
-    options = parse_options({**tiny_options, "override_neuron_config": {"lora_config": lora}})
-    assert (options.enable_lora, options.max_loras, options.max_lora_rank) == (True, 3, 8)
-    assert list(options.lora_target_modules) == ["q_proj"]
+def test_adapters_by_nxdi_s_names_are_served_from_the_start(options, folders, wanted):
+    lora = {
+        "max_loras": 2, "max_lora_rank": 16, "eviction_policy": "lfu", "lfu_decay_period": 4,
+        "lora_ckpt_paths": {"a": str(folders["a"])},
+    }  # fmt: skip
+    modules = [{"name": "b", "path": str(folders["b"])}]
+    own = {"lora_config": lora, "lora_modules": modules}
+    with LLM(**options, override_neuron_config=own, lora_modules=[f"c={folders['c']}"]) as llm:
+        requests = [LoRARequest(name) for name in "abc"]
+        outputs = llm.generate([PROMPT] * 3, PARAMS, lora_request=requests, use_tqdm=False)
+    assert tokens(outputs) == [wanted[name] for name in "abc"]
+
+
+def test_a_wrong_adapter_of_the_start_is_refused(options, folders):
+    with pytest.raises(AdapterError, match="nowhere"):
+        LLM(**options, enable_lora=True, max_loras=2, lora_modules=["a=/nowhere"])

@@ -7,13 +7,15 @@ from pathlib import Path
 from ranvier.adapters.loading import ThreadLoader
 from ranvier.adapters.registry import Adapters
 from ranvier.artifact.read import read_manifest
-from ranvier.cli.options.adapters import AdapterOptions
+from ranvier.cli.options.adapters import AdapterOptions, read_modules
 from ranvier.core.adapter import AdapterWeights
+from ranvier.core.errors import RanvierError
+from ranvier.offline.llm import Offline
 from ranvier.weights.hub import fetch_adapter, is_hub_id
 from ranvier.weights.lora.form import form_of
 from ranvier.weights.lora.pack import read_adapter
 
-__all__ = ["open_adapters"]
+__all__ = ["load_modules", "open_adapters"]
 
 
 def open_adapters(folder: Path, options: AdapterOptions) -> Adapters | None:
@@ -29,3 +31,13 @@ def open_adapters(folder: Path, options: AdapterOptions) -> Adapters | None:
         return read_adapter(found, form)
 
     return Adapters(ThreadLoader(read), host_max=options.host_adapters)
+
+
+def load_modules(llm: Offline, options: AdapterOptions) -> None:
+    """Serve the adapters of `lora_modules`; the LLM is closed when one of them is wrong."""
+    try:
+        for module in read_modules(options.lora_modules):
+            llm.load_adapter(module.name, module.path)
+    except RanvierError:
+        llm.close()
+        raise

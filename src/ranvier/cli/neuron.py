@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ranvier.cli.options.adapters import join_modules
 from ranvier.core.buckets import BucketRequest
 from ranvier.core.errors import CheckpointError
 from ranvier.targets.neuron.config.nxdi import REFUSAL, NxdiFolder, is_nxdi, read_nxdi
@@ -44,7 +45,10 @@ def apply_neuron(fields: Mapping[str, Any], listed: Lists, notice: Notice) -> di
     )
     for line in made.notices:
         notice(line)
-    return {**base, **found, **made.options}
+    joined = {**base, **found, **made.options}
+    if made.adapters:
+        joined["lora_modules"] = join_modules(joined.get("lora_modules", ()), made.adapters)
+    return joined
 
 
 def bucket_request(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ranvier.cli.adapters import open_adapters
+from ranvier.cli.adapters import load_modules, open_adapters
 from ranvier.cli.neuron import explain_nxdi_root, refuse_nxdi_model
 from ranvier.cli.options.settings import (
     Options,
@@ -82,6 +82,7 @@ class LLM(Offline):
         if engine.runner.info.vision is not None:
             seeing = functools.partial(open_vision, folder, codec)
         super().__init__(engine, codec, seed=parsed.seed, open_vision=seeing)
+        load_modules(self, parsed)
 
     @classmethod
     def from_engine_args(cls, engine_args: Any) -> LLM:
@@ -134,6 +135,7 @@ def make_engine(runner: Runner, options: Options, folder: Path) -> Engine:
         order="overlapped" if options.async_scheduling else "plain",
         speculation=asked.engine_config() if asked else None,
         adapter_eviction=options.eviction,
+        adapter_decay_uses=options.lora_lfu_decay_period,
     )
     return Engine(runner, config, adapters=open_adapters(folder, options))
 

@@ -54,7 +54,7 @@ NAMES = {
         cc_pipeline_tiling_factor seq_len_threshold_for_cc_tiling target scratchpad_page_size
         dma_order_config enable_spill_reload_dge enable_output_completion_notifications
         disable_numeric_cc_token enable_cte_modular_flow
-        lora_config
+        lora_config lora_modules lora_ckpt_json target_modules
         capacity_factor glu_mlp glu_type hidden_act_scaling_factor hidden_act_bias
         gate_clamp_upper_limit gate_clamp_lower_limit up_clamp_upper_limit up_clamp_lower_limit
         moe_tp_degree moe_ep_degree hybrid_sharding_config blockwise_matmul_config router_config

@@ -173,12 +173,15 @@ def _results(
 
 def _served_tokens(options: Options, reference: Reference) -> list[list[int]]:
     """Greedy tokens as serving gives them: the artifact's programs, all prompts together."""
+    from ranvier.cli.adapters import load_modules
     from ranvier.cli.wire import open_engine
     from ranvier.core.sampling import SamplingParams
     from ranvier.offline.llm import Offline
 
     engine, codec = open_engine(options, [])
-    outputs = Offline(engine, codec, seed=options.seed).generate(
+    llm = Offline(engine, codec, seed=options.seed)
+    load_modules(llm, options)
+    outputs = llm.generate(
         [{"prompt_token_ids": list(p.prompt_ids)} for p in reference.prompts],
         [
             SamplingParams(temperature=0, max_tokens=len(p.token_ids), ignore_eos=True)

@@ -67,11 +67,14 @@ def _latency(parser: Parser, words: list[str]) -> None:
     given = parser.parse_args(words)
     measured, options = LatencyOptions(**given_for(given, LatencyOptions)), engine_options(given)
     from ranvier.bench.offline import measure_latency
+    from ranvier.cli.adapters import load_modules
     from ranvier.cli.wire import open_engine
     from ranvier.offline.llm import Offline
 
     engine, codec = open_engine(options, [])
-    measure_latency(Offline(engine, codec, seed=options.seed), codec, measured)
+    llm = Offline(engine, codec, seed=options.seed)
+    load_modules(llm, options)
+    measure_latency(llm, codec, measured)
 
 
 def _throughput(parser: Parser, words: list[str]) -> None:
@@ -86,6 +89,7 @@ def _throughput(parser: Parser, words: list[str]) -> None:
     lengths, options = RandomOptions(**given_for(given, RandomOptions)), engine_options(given)
     from ranvier.bench.dataset import make_samples
     from ranvier.bench.offline import measure_throughput
+    from ranvier.cli.adapters import load_modules
     from ranvier.cli.wire import open_engine
     from ranvier.offline.llm import Offline
 
@@ -93,6 +97,7 @@ def _throughput(parser: Parser, words: list[str]) -> None:
     whole = replace(data, num_prompts=data.num_prompts + measured.num_warmups)
     samples = make_samples(whole, lengths, codec, is_chat=False)
     llm = Offline(engine, codec, seed=options.seed)
+    load_modules(llm, options)
     measure_throughput(llm, samples, measured, options.model)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,14 @@ import msgspec
 from ranvier.core.errors import ConfigError
 from ranvier.core.limits import LIMITS
 
-__all__ = ["AdapterModule", "AdapterOptions", "adapter_sizes", "check_adapters", "read_modules"]
+__all__ = [
+    "AdapterModule",
+    "AdapterOptions",
+    "adapter_sizes",
+    "check_adapters",
+    "join_modules",
+    "read_modules",
+]
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's values of max_lora_rank."""
@@ -39,10 +47,15 @@ class AdapterOptions:
     lora_eviction: str = "lru"
     """Which idle adapter leaves its slot: lru, the one unused for longest, or lfu, the one least
     used."""
+    lora_lfu_decay_period: int = 128
+    """lfu: uses of adapters after which all counts of uses are halved."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to serve from the start, each name=path or a JSON object with name and path."""
 
     def __post_init__(self) -> None:
         # On its way between processes a tuple is a list.
-        object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
+        for name in ("lora_target_modules", "lora_modules"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def eviction(self) -> Eviction:
@@ -68,6 +81,12 @@ def check_adapters(options: AdapterOptions) -> None:
         raise ConfigError(f"max_cpu_loras is {kept}, less than max_loras={options.max_loras}.")
     if options.lora_eviction not in get_args(Eviction):
         raise ConfigError(f"lora_eviction is {options.lora_eviction!r}; supported: lru, lfu.")
+    if options.lora_lfu_decay_period < 1:
+        raise ConfigError(
+            f"lora_lfu_decay_period is {options.lora_lfu_decay_period}; it must be at least 1."
+        )
+    if read_modules(options.lora_modules) and not options.enable_lora:
+        raise ConfigError("lora_modules needs slots for adapters.", hint="Add --enable-lora.")
 
 
 def adapter_sizes(options: AdapterOptions) -> dict[str, Any]:
@@ -97,6 +116,20 @@ def read_modules(values: Sequence[str]) -> list[AdapterModule]:
         if names.count(name) > 1:
             raise ConfigError(f"lora_modules: the name {name!r} comes twice.")
     return found
+
+
+def join_modules(values: Sequence[str], found: Mapping[str, str]) -> tuple[str, ...]:
+    """`values` and the adapters of `found`, name to path. Raises ConfigError where they differ."""
+    paths = {module.name: module.path for module in read_modules(values)}
+    for name, path in found.items():
+        if paths.get(name, path) != path:
+            raise ConfigError(
+                f"The adapter {name!r} is {path} in override_neuron_config and {paths[name]} in "
+                "lora_modules.",
+                hint="Give one of them, or make them equal.",
+            )
+    added = [json.dumps({"name": n, "path": p}) for n, p in found.items() if n not in paths]
+    return (*values, *added)
 
 
 def _read(value: str) -> AdapterModule:

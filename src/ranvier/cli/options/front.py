@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import msgspec
 
-from ranvier.cli.options.adapters import read_modules
 from ranvier.core.errors import ConfigError
 from ranvier.core.limits import LIMITS
 from ranvier.server.options import ServerOptions
@@ -121,8 +120,6 @@ class FrontOptions:
     """Hosts that pictures are fetched from (host, or host:port); none: data: URLs alone."""
     allowed_local_media_path: str | None = None
     """Folder below which file: URLs of pictures may lie; none: no files."""
-    lora_modules: tuple[str, ...] = ()
-    """Adapters to serve from the start, each name=path or a JSON object with name and path."""
     lora_folder: str | None = None
     """Folder of adapters: a request that names one of them loads it, clients load from below it."""
     allow_runtime_lora_updating: bool = False
@@ -155,7 +152,6 @@ def check_front(front: FrontOptions) -> None:
     for path in (front.ssl_keyfile, front.ssl_certfile, front.ssl_ca_certs):
         if path is not None and not os.path.isfile(path):
             raise ConfigError(f"{path}: no such file.")
-    read_modules(front.lora_modules)
     for name in ("lora_folder", "allowed_local_media_path"):
         folder = getattr(front, name)
         if folder is not None and not os.path.isdir(folder):

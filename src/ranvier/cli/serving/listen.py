@@ -38,6 +38,7 @@ class Listener:
     ) -> None:
         assert fleet.client is not None
         self._front = front
+        self._modules = options.lora_modules
         self._fleet = fleet
         self._client = fleet.client
         size = int(read_manifest(folder).model["vocab_size"])
@@ -55,7 +56,7 @@ class Listener:
     ) -> int:
         """Serve until the first signal, or the loss of a rank, then drain. The exit code."""
         front = self._front
-        for module in read_modules(front.lora_modules):
+        for module in read_modules(self._modules):
             parent = module.base_model_name
             await self._app.state.adapters.load(module.name, module.path, parent=parent)
             say(f"adapter {module.name!r}: {module.path}")

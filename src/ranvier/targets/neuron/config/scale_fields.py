@@ -8,7 +8,9 @@ __all__ = ["LORA", "LORA_SERVING", "PARALLEL", "SPECULATION"]
 
 _MEDUSA = "Medusa heads are not supported; EAGLE heads and draft models are"
 _PARALLEL = "only tensor parallelism is planned from here; this axis is not supported yet"
-_LORA_PATHS = "adapters are named by --lora-modules, --lora-folder or a request"
+_MODULES = "adapters that are served from the start, beside those of --lora-modules"
+_FORMS = "a dictionary of names and folders, or a list of name:path"
+_TARGETS = "the linears that adapters may change"
 _SPLIT = "how ranks share the work changes no result; the build decides it"
 
 SPECULATION: tuple[Field, ...] = (
@@ -73,21 +75,22 @@ PARALLEL: tuple[Field, ...] = (
 
 LORA: tuple[Field, ...] = (
     honoured("lora_config", "dict", None, "enable_lora", "slots for adapters are compiled in"),
+    honoured("lora_modules", "any", None, "lora_modules", f"{_MODULES}; name and path of each"),
+    honoured("lora_ckpt_json", "str", None, "lora_modules", f"a file of {_MODULES}"),
+    honoured("target_modules", "strings", None, "lora_target_modules", _TARGETS),
 )
+"""lora_config is NxDI's; the others are keys that vLLM's plug-ins add to the same dictionary."""
 
 LORA_SERVING: tuple[Field, ...] = (
     honoured("max_loras", "count", 1, "max_loras", "slots"),
     honoured("max_lora_rank", "count", 16, "max_lora_rank", "the largest rank that is taken"),
     honoured("max_cpu_loras", "count", 100, "max_cpu_loras", "adapters kept in host memory"),
     satisfied("batch_size", "count", 1, "each sequence of a batch has its own adapter"),
-    honoured(
-        "target_modules", "strings", None, "lora_target_modules",
-        "the linears that adapters may change",
-    ),
+    honoured("target_modules", "strings", None, "lora_target_modules", _TARGETS),
     refused("lora_bias", "str", "none", "an adapter's bias is not supported"),
-    refused("lora_ckpt_paths", "any", None, _LORA_PATHS),
-    refused("lora_ckpt_paths_cpu", "any", None, _LORA_PATHS),
-    refused("lora_ckpt_json", "str", None, _LORA_PATHS),
+    honoured("lora_ckpt_paths", "any", None, "lora_modules", f"{_MODULES}; {_FORMS}"),
+    honoured("lora_ckpt_paths_cpu", "any", None, "lora_modules", f"the same; {_FORMS}"),
+    honoured("lora_ckpt_json", "str", None, "lora_modules", f"a file of {_MODULES}"),
     satisfied("lora_memory_transpose", "bool", True, "the target's kernels say how slots lie"),
     satisfied("lora_shard_linear_layer", "bool", True, "adapters run on one device"),
     satisfied("is_context_encoding", "bool", False, "every program takes adapters"),
@@ -95,7 +98,10 @@ LORA_SERVING: tuple[Field, ...] = (
     honoured(
         "eviction_policy", "str", "lru", "lora_eviction", "which idle adapter leaves its slot"
     ),
-    refused("lfu_decay_period", "count", 128, "uses are halved every 128 of them"),
+    honoured(
+        "lfu_decay_period", "count", 128, "lora_lfu_decay_period",
+        "lfu: uses of adapters after which all counts of uses are halved",
+    ),
     satisfied("base_model_quantized", "bool", False, "the base may be dense or quantised"),
     satisfied("enable_base_model_only", "bool", False, "requests without an adapter always run"),
 )  # fmt: skip

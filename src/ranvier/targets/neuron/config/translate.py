@@ -11,6 +11,8 @@ from typing import Any
 
 from ranvier.core.buckets import BucketRequest, Listed
 from ranvier.core.errors import ConfigError
+from ranvier.targets.neuron.config.adapters import OPTION as ADAPTERS
+from ranvier.targets.neuron.config.adapters import join_adapters
 from ranvier.targets.neuron.config.field import plain_dtype
 from ranvier.targets.neuron.config.read import (
     Given,
@@ -62,6 +64,8 @@ class Translation:
 
     options: dict[str, Any] = field(default_factory=dict)
     buckets: BucketRequest = BucketRequest()
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Those to serve from the start: name to folder."""
     notices: tuple[str, ...] = ()
 
 
@@ -102,13 +106,15 @@ def translate(
     problems += wrong
     if joined is not None:
         options[SPECULATIVE] = joined
+    adapters, wrong = join_adapters(given)
+    problems += wrong
     rows = buckets.decode_rows
     if rows and rows.key.startswith(PLUGIN) and "max_num_seqs" not in plain:
         options.setdefault("max_num_seqs", rows.sizes[-1])
     if problems:
         raise ConfigError("\n".join(_report(problems)), hint="docs/neuron-config.md has each key.")
     kept = [f"{g.key}: {g.field.note}" for g in [*given, *more] if _is_told(g)]
-    return Translation(options, buckets, (*notices, *kept))
+    return Translation(options, buckets, adapters, (*notices, *kept))
 
 
 def _sections(
@@ -154,7 +160,7 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_option(given: Given) -> bool:
-    own = ("buckets", "override_generation_config", "quantization", SPECULATIVE)
+    own = ("buckets", "override_generation_config", "quantization", SPECULATIVE, ADAPTERS)
     if given.field.option == "limit_mm_per_prompt" and not given.value:
         return False
     return given.field.status == "honoured" and given.field.option not in own
