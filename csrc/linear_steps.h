@@ -113,6 +113,20 @@ inline void finish(const Linear& a, int64_t row, int64_t group, const float* sum
   }
 }
 
+// What `finish` will touch of some rows lies strided over memory: fetched while their sums are made.
+inline void fetch_outputs(const Linear& a, int64_t row, int64_t rows, int64_t group) {
+  const bool is_gated = a.gate != Gate::kNone;
+  const int64_t width = is_gated ? a.outputs / 2 : a.outputs, at = group * (is_gated ? 16 : kGroup);
+  const int64_t item = a.is_out_bf16 ? 2 : 4, bytes = (is_gated ? 16 : kGroup) * item;
+  for (int64_t r = row; r < row + rows; ++r) {
+    const char* const out = static_cast<const char*>(a.out) + (r * width + at) * item;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(out + i, 1, 3);
+    if (a.residual == nullptr) continue;
+    const auto* const residual = reinterpret_cast<const char*>(a.residual + r * width + at);
+    for (int64_t i = 0; i < 4 * kGroup; i += 64) __builtin_prefetch(residual + i, 0, 3);
+  }
+}
+
 inline int64_t group_count(const Linear& a) { return (a.outputs + kGroup - 1) / kGroup; }
 
 }  // namespace

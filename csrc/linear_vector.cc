@@ -116,6 +116,7 @@ void linear_of(const Linear& a) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = a.rows * block / blocks, count = a.rows * (block + 1) / blocks - row;
       float sums[kRows * kGroup];
+      fetch_outputs(a, row, count, group);
       multiply_rows<T>(count, x + row * a.depth, a.depth, w, ahead_of(block, blocks, steps, next), sums);
       for (int64_t r = 0; r < count; ++r) finish(a, row + r, group, sums + kGroup * r);
     }

@@ -245,6 +245,7 @@ void run_group(const Quantised& a, const Rows& rows, int64_t group) {
   for (int64_t row = 0, count; row < a.rows; row += count, ++block) {
     count = block_of(row, a.rows).count;
     const bool is_fetching = block == 1 || (block == 0 && count == a.rows);
+    fetch_outputs(a, row, count, group);
     for (int64_t half = 0; half < 2; ++half)
       if (tiles[half].segment != nullptr)
         run_tile(a, rows, tiles[half], row, count, is_fetching, sums + kLanes * half);
