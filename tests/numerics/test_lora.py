@@ -68,9 +68,9 @@ def stacks_of(form, adapters):
     for i, adapter in enumerate(adapters):
         packed: AdapterWeights = pack_adapter(adapter, form)
         for name, array in packed.arrays.items():
-            arrays[name][i, : len(array)] = array
+            arrays[name][i, : len(array[0])] = array[0]
         if form.kernels == "cpu":
-            arrays["lora.table"][i] = packed.table
+            arrays["lora.table"][i] = packed.table[0]
     return [jnp.asarray(arrays[name]) for name in sorted(arrays)]
 
 

@@ -17,8 +17,8 @@ INFO = RunnerInfo(
 
 
 def adapter(digest, pieces=3):
-    table = np.zeros((1, 1, 3), np.int32)
-    return AdapterWeights(digest, 8, {"lora.blob": np.zeros((pieces, 4), np.float32)}, table)
+    table = np.zeros((1, 1, 1, 3), np.int32)
+    return AdapterWeights(digest, 8, {"lora.blob": np.zeros((1, pieces, 4), np.float32)}, table)
 
 
 def token(runner, slot, block):

@@ -94,7 +94,7 @@ class Program:
         """
         function, arguments = self.function, self.arguments
         if self.parallel.ranks > 1:
-            has_output = self.shape.family not in ("patches", "tiles")
+            has_output = self.shape.family not in ("patches", "tiles", "place")
             function, arguments = over_ranks(
                 function, arguments, self.parallel, has_output=has_output
             )
@@ -162,10 +162,10 @@ def programs(
     struct: Any = jax.ShapeDtypeStruct
     kernels, parallel, vocab = select(sizes.kernels), sizes.parallel, spec.vocab_size
     shapes = arrays or _weight_shapes(spec, sizes)
+    form = adapter_form(spec, sizes)
     spec = rank_spec(spec, parallel)
     everything = {name: struct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     weights = {name: value for name, value in everything.items() if not is_seeing(name)}
-    form = adapter_form(spec, sizes)
     stacks = {} if form is None else stack_shapes(form)
     weights |= {name: struct(shape, jnp.dtype(kind)) for name, (shape, kind) in stacks.items()}
     state = {
@@ -196,7 +196,7 @@ def programs(
             table.append(Program(shape, function, arguments, parallel))
     if form is not None:
         for shape in place_shapes(form.slots):
-            table.append(Program(shape, place_piece, place_arguments(form)))
+            table.append(Program(shape, place_piece, place_arguments(form), parallel))
     return table
 
 

@@ -59,7 +59,6 @@ def check_features(sizes: Sizes, target: Target) -> None:
     if parallel.ranks == 1 or is_lowered:
         return
     found = {
-        "adapters": sizes.adapter_slots > 0,
         "a drafter on the device": sizes.draft is not None,
         "pictures": sizes.vision is not None,
     }

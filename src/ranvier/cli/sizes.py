@@ -305,7 +305,7 @@ def _need(
     form = adapter_form(spec, sizes)
     return MemoryNeed(
         weights_bytes=weights,
-        adapter_bytes=0 if form is None else stack_bytes(form),
+        adapter_bytes=0 if form is None else stack_bytes(form) * sizes.parallel.ranks,
         block_bytes=block,
         block_tokens=sizes.block_tokens,
         block_count=sizes.block_count,

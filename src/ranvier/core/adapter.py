@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AdapterWeights"]
+__all__ = ["AdapterWeights", "part_of"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,11 @@ class AdapterWeights:
     """One adapter, its scale folded in, in the form of one artifact's slots.
 
     `digest` (hex) names the content of its files: equal digests are the same adapter. `rank` is the
-    largest of its ranks. `arrays` are pieces of the device's stacks, by their names: [pieces, ...],
-    at most as many as a slot has; the rest of the slot is not read. `table` int32 [L, P, 3] says
-    where in the slot each linear of each layer lies: (rank, place of A, place of B); rank 0: it
-    is absent.
+    largest of its ranks. `arrays` are pieces of the device's stacks, by their names: [parts,
+    pieces, ...], at most as many pieces as a slot has; the rest of the slot is not read. `table`
+    int32 [parts, L, P, 3] says where in the slot each linear of each layer lies: (rank, place of A,
+    place of B); rank 0: it is absent. Devices that share the model have equal shares of an array's
+    parts (`part_of`): one part is the same on all of them.
     """
 
     digest: str
@@ -35,3 +36,14 @@ class AdapterWeights:
     def bytes(self) -> int:
         """What it takes of host memory."""
         return self.table.nbytes + sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def pieces(self) -> int:
+        """How many moves it takes to fill a slot."""
+        return max(int(array.shape[1]) for array in self.arrays.values())
+
+
+def part_of(array: NDArray[Any], device: int, devices: int) -> NDArray[Any]:
+    """The part of an array [parts, ...] that the device-th of `devices` takes."""
+    part: NDArray[Any] = array[device * len(array) // devices]
+    return part

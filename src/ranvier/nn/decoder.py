@@ -198,11 +198,10 @@ class Decoder:
         pictures add on the way.
         """
         cos_sin, seen = self._angles(weights, meta), seen or Seen()
-        slots_T = self._slots(meta) if self.adapters else None
-        stream = Stream(self.shards, weights)
+        slots_T, stream = self._slots(meta), Stream(self.shards, weights)
 
         if self.shards is not None and self.shards.pipeline > 1:
-            assert not (wanted or seen.across or self.adapters), "not over pipeline stages"
+            assert not (wanted or seen.across), "not over pipeline stages"
             return (*self._relay(weights, (x_TD, *caches), meta, cos_sin), ())
 
         def body(carry: Carry, layer: Array) -> tuple[Carry, None]:
@@ -227,8 +226,10 @@ class Decoder:
         """The layers of each pipeline stage in turn."""
 
         def layers(carry: Carry, meta: Array) -> Carry:
+            slots_T = self._slots(meta)
+
             def body(carry: Carry, layer: Array) -> tuple[Carry, None]:
-                at = _At(weights, layer[None], meta, None, Stream(self.shards, weights))
+                at = _At(weights, layer[None], meta, slots_T, Stream(self.shards, weights))
                 return self._layer(at, carry, cos_sin), None
 
             done: Carry = lax.scan(body, carry, jnp.arange(self.spec.layers, dtype=jnp.int32))[0]
@@ -303,8 +304,10 @@ class Decoder:
             options["lora"] = lora_of(at.weights, name, at.slots_T, self.adapters[name])
         return self.kernels.linear(x, weight, at.layer, at.count, **options)
 
-    def _slots(self, meta: Array) -> Array:
-        """Each token's slot of an adapter: that of its sequence."""
+    def _slots(self, meta: Array) -> Array | None:
+        """Each token's slot of an adapter: that of its sequence; None: the program has none."""
+        if not self.adapters:
+            return None
         owners_T, slots_S = (meta[self.layout.slices[name]] for name in ("token_seq", "slots"))
         slots_T: Array = slots_S.at[owners_T].get(mode="promise_in_bounds")
         return slots_T

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
-from ranvier.core.adapter import AdapterWeights
+from ranvier.core.adapter import AdapterWeights, part_of
 from ranvier.core.errors import DeviceError, StateLost
 from ranvier.runtime.compat import LoadedProgram
+from ranvier.runtime.mesh import RankMesh
 
 __all__ = ["TABLE", "AdapterSlots", "Stacks"]
 
@@ -22,14 +24,15 @@ Stacks = Mapping[str, tuple[list[int], str]]
 
 
 class AdapterSlots:
-    """Stacks that every step reads, under the names of its weights.
+    """Stacks that every step reads, under the names of its weights; each rank has its own.
 
     `arrays` holds what the next step takes; a placement replaces entries of it. The table, where
     the kernels have one, says what is in a slot, and changes when all pieces are there.
     """
 
-    def __init__(self, stacks: Stacks, program: LoadedProgram) -> None:
+    def __init__(self, stacks: Stacks, program: LoadedProgram, mesh: RankMesh) -> None:
         self._program = program
+        self._mesh = mesh
         self._forms = {
             name: (tuple(shape), np.dtype(getattr(ml_dtypes, kind, kind)))
             for name, (shape, kind) in stacks.items()
@@ -43,36 +46,45 @@ class AdapterSlots:
         self._tell(slot, None)
         if adapter is None:
             return
-        for piece in range(len(adapter.arrays[self._moved[0]])):
-            self._move(slot, piece, {name: adapter.arrays[name][piece] for name in self._moved})
+        for piece in range(adapter.pieces):
+            parts = {name: self._own(adapter.arrays[name]) for name in self._moved}
+            self._move(slot, piece, {name: [p[piece] for p in own] for name, own in parts.items()})
             yield
         self._tell(slot, adapter)
 
     def warm(self) -> None:
         """Run the program once, on zeros, which are there already."""
-        nothing = {name: np.zeros(self._forms[name][0][2:], self._forms[name][1])
-                   for name in self._moved}  # fmt: skip
+        nothing = {name: [np.zeros(self._forms[name][0][2:], self._forms[name][1])
+                          for _ in self._mesh.local_ranks] for name in self._moved}  # fmt: skip
         self._move(1, 0, nothing)
         for array in self.arrays.values():
             array.block_until_ready()
 
+    def _own(self, array: NDArray[Any]) -> list[NDArray[Any]]:
+        """The parts of an adapter's array that the ranks of this process take."""
+        mesh = self._mesh
+        return [part_of(array, rank, len(mesh.devices)) for rank in mesh.local_ranks]
+
     def _clear(self) -> None:
         """Every slot empty."""
-        self.arrays.update({name: jnp.zeros(*form) for name, form in self._forms.items()})
-        self._table = np.zeros(*self._forms[TABLE]) if TABLE in self._forms else None
+        self.arrays.update({name: self._mesh.zeros(*form) for name, form in self._forms.items()})
+        self._tables = [np.zeros(*self._forms[TABLE]) for _ in self._mesh.local_ranks
+                        if TABLE in self._forms]  # fmt: skip
 
     def _tell(self, slot: int, adapter: AdapterWeights | None) -> None:
-        if self._table is not None:
-            self._table[slot - 1] = 0 if adapter is None else adapter.table
-            self.arrays[TABLE] = jax.device_put(self._table.copy())
+        if not self._tables:
+            return
+        for at, table in enumerate(self._tables):
+            table[slot - 1] = 0 if adapter is None else self._own(adapter.table)[at]
+        self.arrays[TABLE] = self._mesh.put([table.copy() for table in self._tables])
 
-    def _move(self, slot: int, piece: int, values: Mapping[str, np.ndarray]) -> None:
-        at = np.asarray([slot - 1, piece], np.int32)
-        # Flat order of (weights, state, inputs): no weights, then each dict's keys sorted.
+    def _move(self, slot: int, piece: int, values: Mapping[str, list[NDArray[Any]]]) -> None:
+        at = self._mesh.same(np.asarray([slot - 1, piece], np.int32))
+        # Flat order of (pieces, stacks, inputs): each dict's keys sorted.
         stacks = [self.arrays[name] for name in self._moved]
-        inputs = [jax.device_put(at), *(jax.device_put(values[name]) for name in self._moved)]
+        pieces = [self._mesh.put(values[name]) for name in self._moved]
         try:
-            placed = self._program([*stacks, *inputs])
+            placed = self._mesh.run_own(self._program, [*pieces, *stacks, at])
         except RuntimeError as error:
             text = f"Placing an adapter in slot {slot} failed: {error}"
             if any(stack.is_deleted() for stack in stacks):

@@ -77,7 +77,7 @@ def load_runner(
         slots = None
         for place in place_shapes(info.adapter_slots):
             stacks = manifest.model["adapter_stacks"]
-            slots = AdapterSlots(stacks, source.load(place.name, mesh))
+            slots = AdapterSlots(stacks, source.load(place.name, mesh), mesh)
     encoder = None
     if info.vision is not None:
         encoder = PictureEncoder(info.vision, manifest.model["encoder"], encoders, seeing)

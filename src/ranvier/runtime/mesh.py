@@ -73,6 +73,17 @@ class RankMesh:
         *own, same = program.run_ranks(arguments)
         return [*(self.join(parts) for parts in own), same[0]]
 
+    def run_own(self, program: LoadedProgram, arguments: list[jax.Array]) -> list[jax.Array]:
+        """The outputs of a program of which each rank has its own."""
+        if len(self.devices) == 1:
+            return program(arguments)
+        return [self.join(parts) for parts in program.run_ranks(arguments)]
+
+    def put(self, parts: Sequence[NDArray[Any]]) -> jax.Array:
+        """One array of host arrays, one a local rank."""
+        devices = self.local_devices
+        return self.join([jax.device_put(x, at) for x, at in zip(parts, devices, strict=True)])
+
     def zeros(self, shape: Sequence[int], dtype: Any) -> jax.Array:
         """Zeros of a shape on each rank."""
         return self.join([jnp.zeros(shape, dtype, device=device) for device in self.local_devices])

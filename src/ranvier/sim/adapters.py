@@ -23,8 +23,8 @@ def simulated_weights(digest: str, pieces: int = 1) -> AdapterWeights:
     return AdapterWeights(
         digest=digest,
         rank=1,
-        arrays={"lora": np.zeros((pieces, 1), np.float32)},
-        table=np.zeros((1, 1, 3), np.int32),
+        arrays={"lora": np.zeros((1, pieces, 1), np.float32)},
+        table=np.zeros((1, 1, 1, 3), np.int32),
     )
 
 

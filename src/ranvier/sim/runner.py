@@ -119,7 +119,7 @@ class SimulatedRunner:
         self._digests.pop(slot, None)
         if adapter is None:
             return
-        for _ in range(max(map(len, adapter.arrays.values()), default=1)):
+        for _ in range(adapter.pieces):
             yield
         self._digests[slot] = adapter.digest
 

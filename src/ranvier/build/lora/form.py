@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from ranvier.build.shard.cut import Shard
+from ranvier.build.shard.rank import Parallel, rank_spec
 from ranvier.core.errors import ConfigError
 from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.nn.kernels.lora import LoraPart
-from ranvier.weights.lora.form import AdapterForm, AdapterModule, stack_shapes
+from ranvier.weights.lora.form import AdapterCut, AdapterForm, AdapterModule, stack_shapes
 
 if TYPE_CHECKING:
     from ranvier.build.programs import Sizes
@@ -23,12 +26,7 @@ def adapter_form(spec: DecoderSpec, sizes: Sizes) -> AdapterForm | None:
     """What fits the slots of a build; None: it has none. Raises ConfigError: no such module."""
     if not sizes.adapter_slots:
         return None
-    if sizes.tensor_parallel > 1:
-        raise ConfigError(
-            f"enable_lora with tensor_parallel_size={sizes.tensor_parallel}: adapters run on one "
-            "device only yet."
-        )
-    modules, wanted = linear_modules(spec), sizes.adapter_modules
+    modules, wanted = _core_modules(spec, sizes.parallel), sizes.adapter_modules
     names = [module.name.rsplit(".", 1)[-1] for module in modules]
     unknown = [name for name in wanted if name not in names]
     if unknown:
@@ -40,10 +38,12 @@ def adapter_form(spec: DecoderSpec, sizes: Sizes) -> AdapterForm | None:
     return AdapterForm(
         kernels=sizes.kernels,
         dtype=sizes.dtype,
-        layers=spec.layers,
+        layers=spec.layers // sizes.parallel.pipeline,
         slots=sizes.adapter_slots,
         rank_max=sizes.adapter_rank_max,
         modules=tuple(chosen),
+        cores=sizes.parallel.tensor,
+        stages=sizes.parallel.pipeline,
     )
 
 
@@ -68,6 +68,24 @@ def linear_modules(spec: DecoderSpec) -> tuple[AdapterModule, ...]:
     """Every linear of a layer that adapters may change, by its name in the checkpoint."""
     arrays = [array for array in spec.arrays if array.name in LINEARS]
     return tuple(module for array in arrays for module in _modules(spec, array))
+
+
+def _core_modules(spec: DecoderSpec, parallel: Parallel) -> list[AdapterModule]:
+    """The modules as one core has them, cut as the linears themselves."""
+    own = linear_modules(rank_spec(spec, parallel))
+    if parallel.tensor == 1:
+        return list(own)
+    cores = [Shard(spec, parallel, core) for core in range(parallel.tensor)]
+    found, places = list[AdapterModule](), Counter[str]()
+    for module, whole in zip(own, linear_modules(spec), strict=True):
+        taken = [core.runs(module.linear) for core in cores]
+        assert taken[0] is not None, f"{module.linear} is not cut"
+        side, place = taken[0][0], places[module.linear]
+        size = whole.outputs if side == "outputs" else whole.inputs
+        cut = AdapterCut(side, size, tuple(parts[place] for _, parts in filter(None, taken)))
+        found.append(replace(module, cut=cut))
+        places[module.linear] += 1
+    return found
 
 
 def linear_shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:

@@ -14,18 +14,20 @@ __all__ = ["place_arguments", "place_piece"]
 
 
 def place_piece(
-    weights: dict[str, Array], stacks: dict[str, Array], inputs: dict[str, Array]
+    pieces: dict[str, Array], stacks: dict[str, Array], inputs: dict[str, Array]
 ) -> dict[str, Array]:
     """Put a piece of every stack at (slot, piece) = inputs["at"] int32 [2].
+
+    Takes the place of a step's weights, stacks that of its state: of several ranks each has its
+    own, of both.
 
     Shapes: a stack [S, P, ...] takes a piece [...] of its name. Donates: stacks.
     Cost: writes the pieces; nothing else of a stack is touched.
     """
-    del weights
     at = inputs["at"]
     placed = {}
     for name, stack in stacks.items():
-        piece = inputs[name][None, None]
+        piece = pieces[name][None, None]
         start = [at[0], at[1], *([jnp.int32(0)] * (stack.ndim - 2))]
         placed[name] = _update(stack, piece, start, is_bits=name == BLOB)
     return placed
@@ -43,9 +45,9 @@ def _update(stack: Array, piece: Array, start: list[Array], *, is_bits: bool) ->
 def place_arguments(form: AdapterForm) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Abstract arguments of place_piece; the table is small and goes over as a whole."""
     struct: Any = jax.ShapeDtypeStruct
-    stacks, inputs = {}, {"at": struct((2,), jnp.int32)}
+    pieces, stacks = {}, {}
     for name, (shape, kind) in stack_shapes(form).items():
         if name != TABLE:
             stacks[name] = struct(shape, jnp.dtype(kind))
-            inputs[name] = struct(shape[2:], jnp.dtype(kind))
-    return {}, stacks, inputs
+            pieces[name] = struct(shape[2:], jnp.dtype(kind))
+    return pieces, stacks, {"at": struct((2,), jnp.int32)}

@@ -17,8 +17,9 @@ from ranvier.build.shard.rank import Parallel, heads_of
 from ranvier.core.errors import ConfigError
 from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.weights.quantised import SUPER, QuantTensor
+from ranvier.weights.shards.runs import Run, Runs, take
 
-__all__ = ["CUTS", "Run", "Shard", "cut", "cut_quantised", "take"]
+__all__ = ["CUTS", "Shard", "cut", "cut_quantised"]
 
 Axis = Literal["heads", "mlp", "vocabulary"]
 Side = Literal["outputs", "inputs"]
@@ -36,15 +37,6 @@ CUTS: dict[str, tuple[Side, Axis]] = {
 RANKS_TOLD = 64
 
 
-@dataclass(frozen=True)
-class Run:
-    """`count` neighbours from `start` on; start -1: as many zeros."""
-
-    start: int
-    count: int
-
-
-Runs = tuple[Run, ...]
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 
 
@@ -84,12 +76,6 @@ class Shard:
         own = heads_of(spec, parallel.tensor, parallel.core(self.rank))
         query, kv = (_merged(heads, spec.head_size) for heads in (own.query, own.kv))
         return (query,) if is_query_only else (query, kv, kv)
-
-
-def take(array: NDArray[Any], runs: Runs, axis: int) -> NDArray[Any]:
-    """The runs of an array along an axis, one after the other; a view where it is a single one."""
-    parts = [_one(array, run, axis) for run in runs]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
 
 def cut(parts: list[NDArray[Any]], array: ArraySpec, shard: Shard) -> list[NDArray[Any]]:
@@ -199,12 +185,3 @@ def _merged(heads: tuple[int, ...], size: int) -> Runs:
         else:
             runs.append(Run(start, size))
     return tuple(runs)
-
-
-def _one(array: NDArray[Any], run: Run, axis: int) -> NDArray[Any]:
-    if run.start < 0:
-        shape = list(array.shape)
-        shape[axis] = run.count
-        return np.zeros(shape, array.dtype)
-    index = slice(run.start, run.start + run.count)
-    return array[index] if axis == 0 else array[:, index]

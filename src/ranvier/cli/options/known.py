@@ -127,7 +127,9 @@ KNOWN: dict[str, Known] = {
     "num_speculative_tokens": Known((), _SPECULATION),
     "lora_dtype": Known(("auto",), "adapters have the model's dtype"),
     "lora_extra_vocab_size": Known((0,), "adapters that add tokens are not supported"),
-    "fully_sharded_loras": Known((False,), "adapters run on one device", True),
+    "fully_sharded_loras": Known(
+        (False,), "A is whole on every rank but where inputs are cut", True
+    ),
     "model_loader_extra_config": Known((), _OFFLOAD),
     "mm_processor_kwargs": Known((), _MEDIA),
     "mm_processor_cache_gb": Known((), _MEDIA),

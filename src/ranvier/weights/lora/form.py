@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
+
+from ranvier.weights.shards.runs import Runs
 
 __all__ = [
     "BLOB",
     "LINE_BYTES",
     "TABLE",
+    "AdapterCut",
     "AdapterForm",
     "AdapterModule",
     "form_of",
@@ -36,10 +41,23 @@ BLOB = "lora.blob"
 
 
 @dataclass(frozen=True)
+class AdapterCut:
+    """How cores share a linear: the outputs (rows of B) or inputs (columns of A) of each core.
+
+    `size` is that side's in the checkpoint; the other side is whole on every core.
+    """
+
+    side: Literal["outputs", "inputs"]
+    size: int
+    cores: tuple[Runs, ...]
+
+
+@dataclass(frozen=True)
 class AdapterModule:
     """One linear of every layer, by its name in the checkpoint: "model.layers.{}.mlp.up_proj".
 
-    The kernels see it as outputs start .. start+outputs of the fused `linear`.
+    The kernels see it as outputs start .. start+outputs of the fused `linear`. Its numbers are
+    those of one core.
     """
 
     name: str
@@ -47,6 +65,15 @@ class AdapterModule:
     inputs: int
     outputs: int
     start: int
+    cut: AdapterCut | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs) in the checkpoint."""
+        cut = self.cut
+        if cut is None:
+            return self.outputs, self.inputs
+        return (cut.size, self.inputs) if cut.side == "outputs" else (self.outputs, cut.size)
 
     @property
     def lane(self) -> int:
@@ -61,7 +88,10 @@ class AdapterModule:
 
 @dataclass(frozen=True)
 class AdapterForm:
-    """The slots of an artifact: how many, of which rank, for which modules, for which kernels."""
+    """The slots of an artifact: how many, of which rank, for which modules, for which kernels.
+
+    Of a model that `cores` share in each of `stages`: what one of them has; `layers` is a stage's.
+    """
 
     kernels: str
     dtype: str
@@ -69,6 +99,14 @@ class AdapterForm:
     slots: int
     rank_max: int
     modules: tuple[AdapterModule, ...]
+    cores: int = 1
+    stages: int = 1
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every linear that can have an adapter, by its whole name."""
+        layers = range(self.layers * self.stages)
+        return {module.name.format(i): module.shape for module in self.modules for i in layers}
 
     @property
     def line(self) -> int:
@@ -95,14 +133,11 @@ def rank_padded(rank: int) -> int:
 def form_of(model: Mapping[str, Any]) -> AdapterForm | None:
     """The form in a manifest's `model`; None: the artifact has no slots."""
     fields = model.get("adapters")
-    if not fields:
-        return None
-    modules = tuple(AdapterModule(**module) for module in fields["modules"])
-    return AdapterForm(**{**fields, "modules": modules})
+    return msgspec.convert(fields, AdapterForm) if fields else None
 
 
 def stack_shapes(form: AdapterForm) -> dict[str, tuple[tuple[int, ...], str]]:
-    """name -> (shape, dtype) of what all slots take on the device; [slots, pieces, ...].
+    """name -> (shape, dtype) of what all slots take on one device; [slots, pieces, ...].
 
     The CPU kernels have one run of lines a slot, in pages, and a table of what lies where; the
     reference has, for every fused linear, A [S, L, I, ranks of its modules] and B [S, L, R, O].
@@ -126,6 +161,6 @@ def stack_shapes(form: AdapterForm) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def stack_bytes(form: AdapterForm) -> int:
-    """What all slots take on the device."""
+    """What all slots take on one device."""
     shapes = stack_shapes(form).values()
     return sum(math.prod(shape) * (2 if kind == "bfloat16" else 4) for shape, kind in shapes)

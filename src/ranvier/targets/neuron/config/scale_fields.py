@@ -92,7 +92,7 @@ LORA_SERVING: tuple[Field, ...] = (
     honoured("lora_ckpt_paths_cpu", "any", None, "lora_modules", f"the same; {_FORMS}"),
     honoured("lora_ckpt_json", "str", None, "lora_modules", f"a file of {_MODULES}"),
     satisfied("lora_memory_transpose", "bool", True, "the target's kernels say how slots lie"),
-    satisfied("lora_shard_linear_layer", "bool", True, "adapters run on one device"),
+    satisfied("lora_shard_linear_layer", "bool", True, "adapters are cut as their linears"),
     satisfied("is_context_encoding", "bool", False, "every program takes adapters"),
     satisfied("dynamic_multi_lora", "bool", False, "adapters come and go while the server runs"),
     honoured(

@@ -1,0 +1,1 @@
+"""The parts of tensors that ranks take, as the files' readers see them."""
