@@ -221,6 +221,34 @@ def mllama():
     return hf.MllamaForConditionalGeneration(config), cases, _aspects
 
 
+def mllama_tiles():
+    """As published: nothing in the tables of positions for tiles that are padding."""
+    model, _, prepare = mllama()
+    cases = {
+        "one": dict(parts=[3, -1, 9], images=[_tiled(1, 1)]),
+        "two": dict(parts=[-1, 9], images=[_tiled(2, 1)]),
+        "three": dict(parts=[2, -1, 9], images=[_tiled(1, 3)]),
+        "four": dict(parts=[2, -1, 3, -1, 9], images=[_tiled(2, 2), _tiled(1, 1)]),
+    }
+    return model, cases, prepare
+
+
+def _forget_padding(model):
+    vision = model.model.vision_model
+    tables = (
+        vision.gated_positional_embedding.tile_embedding,
+        vision.pre_tile_positional_embedding.embedding,
+        vision.post_tile_positional_embedding.embedding,
+    )
+    ratios = model.config.vision_config.supported_aspect_ratios
+    with torch.no_grad():
+        for table in tables:
+            tiles = table.weight.view(len(ratios) + 1, 4, -1)
+            tiles[0] = 0
+            for number, (rows, columns) in enumerate(ratios, 1):
+                tiles[number, rows * columns :] = 0
+
+
 def _tiled(rows, columns):
     return dict(shape=(rows * columns, 3, 16, 16), grid=(1, rows, columns))
 
@@ -281,7 +309,7 @@ def _keys_and_values(model, inputs):
 
 
 FAMILIES = {
-    "mllama": mllama,
+    "mllama": mllama, "mllama_tiles": mllama_tiles,
     "llava": llava, "llava_next": llava_next, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl, "idefics3": idefics3, "smolvlm": smolvlm, "gemma3": gemma3_vision,
     "pixtral": pixtral,
@@ -345,6 +373,8 @@ def main() -> None:
         model, cases, prepare = FAMILIES[name]()
         model = model.float().eval()
         randomise(model, name)
+        if name == "mllama_tiles":
+            _forget_padding(model)
         folder = GOLDENS / name
         model.to(torch.bfloat16).save_pretrained(folder)
         # Read back: a cast of the model in place would round its rope frequencies too.

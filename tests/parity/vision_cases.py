@@ -46,6 +46,10 @@ PICTURES: dict[str, dict[str, list[dict]]] = {
         "first": [_tiled(1, 2)], "later": [_tiled(2, 2)], "apart": [_tiled(3, 1), _tiled(1, 1)],
         "three": [_tiled(1, 2), _tiled(1, 1), _tiled(2, 1)],
     },
+    "mllama_tiles": {
+        "one": [_tiled(1, 1)], "two": [_tiled(2, 1)], "three": [_tiled(1, 3)],
+        "four": [_tiled(2, 2), _tiled(1, 1)],
+    },
     "gemma3": {"one": [TILE], "two": [TILE, TILE]},
     "pixtral": {
         "one": [dict(shape=(1, 3, 12, 20), grid=(1, 3, 5), runs=3)],
@@ -68,7 +72,7 @@ def pictures_of(family: str, label: str, ids: np.ndarray) -> list[ImageItem]:
     labels = ["none", *(name for of, name in CASES if of == family)]
     seed, images = labels.index(label), CASES.get((family, label), [])
     runs, items = spans(ids), []
-    if family == "mllama":
+    if family.startswith("mllama"):
         runs = [(int(at), 1) for at in np.flatnonzero(ids == IMAGE)]
     for i, image in enumerate(images):
         given = image.get("shape"), image.get("grid", (1, 1, 1)), image.get("size", (16, 16))

@@ -13,6 +13,7 @@ from tests.parity.vision_cases import CASES, GOLDENS, cross_spans, pictures_of, 
 from ranvier.build.pack import pack_weights
 from ranvier.build.programs import Sizes, programs, state_shapes
 from ranvier.build.vision.encoders import is_seeing, resolve_vision
+from ranvier.build.vision.padding import with_stored_padding
 from ranvier.core.buckets import BucketSet, smallest
 from ranvier.core.media import ImageItem, VisionInfo
 from ranvier.core.program import ProgramShape
@@ -62,7 +63,8 @@ class VisionModel:
         if kernels == "cpu" and not library.register():
             pytest.skip("the kernels are not built")
         checkpoint = open_checkpoint(GOLDENS / family)
-        self.family, self.spec = family, resolve(checkpoint.config)
+        self.family = family
+        self.spec = with_stored_padding(resolve(checkpoint.config), checkpoint)
         sizes = sizes_of(self.spec, kernels, dtype)
         self.info, self.vision = sizes.vision, self.spec.vision
         packed = pack_weights(checkpoint, self.spec, dtype, kernels)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ranvier.build.vision.encoders import resolve_vision, units_of_patches, without_pictures
+from ranvier.build.vision.padding import with_stored_padding
 from ranvier.cli.neuron import bucket_request
 from ranvier.cli.options.settings import Options, bucket_lists, say
 from ranvier.core.errors import ConfigError
 from ranvier.core.limits import LIMITS
 from ranvier.core.media import VisionInfo
 from ranvier.models.spec import DecoderSpec
+from ranvier.weights.checkpoint import Checkpoint
 
 __all__ = ["PICTURES_DEFAULT", "of_pictures", "picture_limit", "vision_of"]
 
@@ -37,9 +39,17 @@ def picture_limit(given: Mapping[str, Any] | None) -> int:
     return count
 
 
-def of_pictures(options: Options, spec: DecoderSpec) -> DecoderSpec:
+def of_pictures(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
     """The model as it is built: without its encoder where a prompt holds no pictures."""
-    return spec if picture_limit(options.limit_mm_per_prompt) else without_pictures(spec)
+    if not picture_limit(options.limit_mm_per_prompt):
+        return without_pictures(spec)
+    stored = with_stored_padding(spec, checkpoint)
+    if stored != spec and stored.vision is not None:
+        say(
+            "this checkpoint tells tiles of padding apart: every picture is encoded as "
+            f"{stored.vision.units[-1]} tiles, however few it has"
+        )
+    return stored
 
 
 def vision_of(options: Options, spec: DecoderSpec, model_len_max: int) -> VisionInfo | None:

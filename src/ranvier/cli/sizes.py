@@ -87,7 +87,7 @@ def plan_sizes(
 
     The memory of a target that is not this host is its own; it is not looked at here.
     """
-    spec = of_pictures(options, spec)
+    spec = of_pictures(options, spec, checkpoint)
     target, memory = choose_target(options), host_memory()
     check_parallel(options, spec, target)
     share = options.gpu_memory_utilization

@@ -145,13 +145,10 @@ def _unpadded(whole: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def _mllama(image: ImageItem, preparation: Mapping[str, Any]) -> Arrays:
-    """The aspect ratio's number, and for each patch whether it is padding."""
+    """The aspect ratio's number, and how many tiles are no padding."""
     _, rows, columns = image.grid
     ratios = [tuple(ratio) for ratio in preparation["ratios"]]
-    tiles, patches, padded_to = (int(preparation[n]) for n in ("tiles", "patches", "padded_to"))
-    is_padding = np.ones((tiles, padded_to), np.int32)
-    is_padding[: rows * columns, :patches] = 0
     return {
         "ratio": np.asarray([ratios.index((rows, columns)) + 1], np.int32),
-        "labels": is_padding.reshape(1, 1, -1),
+        "count": np.asarray([rows * columns], np.int32),
     }

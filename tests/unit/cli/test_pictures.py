@@ -10,6 +10,7 @@ from ranvier.cli.options.settings import parse_options
 from ranvier.cli.pictures import of_pictures, picture_limit, vision_of
 from ranvier.core.errors import ConfigError
 from ranvier.models.table import resolve
+from ranvier.weights.checkpoint import open_checkpoint
 from tests.parity.vision_cases import GOLDENS
 
 
@@ -42,7 +43,7 @@ def test_a_wrong_limit_is_named(given, message):
 def test_no_pictures_leave_the_encoder_out(family):
     options = parse_options({"model": "x", "limit_mm_per_prompt": {"image": 0}})
     whole = spec_of(family)
-    spec = of_pictures(options, whole)
+    spec = of_pictures(options, whole, open_checkpoint(GOLDENS / family))
     assert vision_of(options, spec, 256) is None
     assert not any(a.name.startswith(("vision.", "cross_")) for a in spec.arrays)
     assert spec.layers == whole.layers
@@ -55,7 +56,17 @@ def test_listed_buckets_hold_whole_features_and_tiles():
     assert vision_of(options, spec_of("idefics3"), 256).units == (2, 7)
     listed["num_vision_tokens_buckets"] = [1024, 1031]
     assert vision_of(options, spec_of("pixtral"), 2048).units == (1024, 1280)
-    assert vision_of(options, spec_of("mllama"), 256).units == (4,)
+    listed["num_vision_tokens_buckets"] = [17, 25, 900]
+    assert vision_of(options, spec_of("mllama"), 256).units == (1, 2, 4)
+
+
+def test_a_checkpoint_says_whether_tiles_of_padding_are_computed(capsys):
+    options = parse_options({"model": "x"})
+    for family, units in (("mllama", (4,)), ("mllama_tiles", (1, 2, 4))):
+        spec = of_pictures(options, spec_of(family), open_checkpoint(GOLDENS / family))
+        assert vision_of(options, spec, 256).units == units
+        told = "every picture is encoded as 4 tiles" in capsys.readouterr().err
+        assert told == (units == (4,)), family
 
 
 def test_a_length_that_holds_no_picture_is_refused():

@@ -85,8 +85,8 @@ def without_pictures(spec: DecoderSpec) -> DecoderSpec:
 def units_of_patches(vision: VisionSpec, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Buckets of the encoder's units that hold so many patches each, ascending."""
     encoder = vision.encoder
-    if vision.cross_before:
-        return vision.units
+    if isinstance(encoder, MllamaEncoder):
+        return tuple(sorted({min(-(-n // encoder.padded), encoder.tiles) for n in sizes}))
     if isinstance(encoder, TileEncoder):
         return tuple(sorted({-(-size // encoder.patches) for size in sizes}))
     merged = encoder.merge**2 if isinstance(encoder, PatchEncoder) else 1

@@ -20,7 +20,7 @@ from ranvier.models.vision.spec import (
     vision_config,
 )
 from ranvier.nn.vision.mllama import MllamaEncoder
-from ranvier.nn.vision.tower import Tower, is_other
+from ranvier.nn.vision.tower import Tower, see_copies
 
 __all__ = ["mllama"]
 
@@ -64,16 +64,20 @@ def mllama(fields: dict[str, Any]) -> DecoderSpec:
     encoder = _encoder(config, text.hidden)
     before = tuple(sum(layer < cross for layer in own) for cross in sorted(crossing))
     vision = VisionSpec(
-        family="mllama", unit="tiles", units=(encoder.tiles,), encoder=encoder,
+        family="mllama", unit="tiles", units=_units(encoder.tiles), encoder=encoder,
         arrays=(*_arrays(config, encoder), *_cross_arrays(text, sorted(crossing))),
         preparation={
-            "kind": "mllama", "patch": config.count("patch_size"), "tiles": encoder.tiles,
-            "patches": encoder.patches, "padded_to": encoder.padded,
+            "kind": "mllama", "patch": config.count("patch_size"),
             "ratios": config.get("supported_aspect_ratios"),
         },
         cross_before=before, cross_keys=encoder.patches,
     )  # fmt: skip
     return see(text, vision, embed_extra=EMBED_EXTRA)
+
+
+def _units(tiles: int) -> tuple[int, ...]:
+    """Powers of two and all: a picture of one less than all is as much work as one of all."""
+    return (*(1 << i for i in range((tiles - 1).bit_length())), tiles)
 
 
 def _named(text: DecoderSpec, own: list[int]) -> DecoderSpec:
@@ -108,7 +112,7 @@ def _encoder(config: Config, width: int) -> MllamaEncoder:
     tower = Tower(
         "vision", hidden, config.count("num_hidden_layers"), heads,
         config.count("intermediate_size"), config.number("norm_eps"), activation(config),
-        has_qkv_bias=False, has_o_bias=False, see=is_other,
+        has_qkv_bias=False, has_o_bias=False, see=see_copies,
     )  # fmt: skip
     whole = dataclasses.replace(
         tower, name="vision.global", layers=config.count("num_global_layers"), has_gates=True

@@ -1,7 +1,12 @@
 """Llama 3.2 Vision's encoder: a picture's tiles together, positions by aspect ratio, gated layers.
 
 Its output is not features of placeholders but keys and values, for the layers of the text side that
-attend to tiles. The reference lets every patch see padding, so all tiles are always computed.
+attend to tiles.
+
+The reference pads every picture to all tiles, and lets patches see padding; padding sees patches
+alone. Tiles of padding that start alike therefore stay alike, and one that weighs as much as all of
+them takes their place: that is how published checkpoints are, whose tables of positions hold zeros
+for such tiles. Where a checkpoint tells them apart, all tiles are computed.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ class MllamaEncoder:
     """Two towers; `keep` are layers of the first whose states are output too.
 
     A tile has `patches` with its class token, and is padded to `padded` in both towers.
+    `has_equal_padding`: tiles of padding are equal, and one stands for all of a picture.
     """
 
     tower: Tower
@@ -40,56 +46,75 @@ class MllamaEncoder:
     values: int
     width: int
     keep: tuple[int, ...]
+    has_equal_padding: bool = True
 
     def inputs(self, units: int) -> dict[str, Shape]:
-        del units  # see the module: all tiles are computed
         return {
-            "pixels": ((self.tiles, self.patches - 1, self.values), "float32"),
-            "labels": ((1, 1, self.tiles * self.padded), "int32"),
+            "pixels": ((units, self.patches - 1, self.values), "float32"),
             "ratio": ((1,), "int32"),
+            "count": ((1,), "int32"),
         }
 
     def outputs(self, units: int) -> int:
         """Rows of a picture: a block of keys a tile."""
-        del units
-        return self.tiles
+        return units
+
+    def computed(self, units: int) -> int:
+        """Tiles that go through the towers for a bucket of `units`."""
+        return min(units + 1, self.tiles) if self.has_equal_padding else self.tiles
 
     def encode(self, work: Work, inputs: Mapping[str, Array]) -> Array:
-        """What the text side attends to: f32 [tiles, patches, width]."""
-        labels, ratio = inputs["labels"], inputs["ratio"]
-        x_NPD = self._embed(work, inputs["pixels"], ratio)
+        """What the text side attends to: f32 [units, patches, width]."""
+        pixels, ratio = inputs["pixels"], inputs["ratio"]
+        units = pixels.shape[0]
+        labels = self._labels(inputs["count"], self.computed(units))
+        x_NPD = self._embed(work, pixels, ratio)
         x, kept = self.tower.run(work, self._joined(x_NPD), labels, keep=self.keep)
         x = work.norm("vision.post_norm", x, EPS)
-        x = self._tiles(x) + self._tile_positions(work, "vision.post_tile", ratio)
+        x = self._tiles(x)
+        x = x + self._tile_positions(work, "vision.post_tile", ratio, x.shape[0])
         x, _ = self.whole.run(work, self._joined(x), labels)
         states = jnp.stack(kept, axis=-1).reshape(*x.shape[:2], -1)
-        x = self._tiles(jnp.concatenate([x, states], axis=-1))[:, : self.patches]
+        x = self._tiles(jnp.concatenate([x, states], axis=-1))[:units, : self.patches]
         with jax.named_scope("project"):
             return work.linear("vision.project1", x, self.width, bias=True)
 
+    def _labels(self, count: Array, computed: int) -> Array:
+        """Labels of `see_copies` [1, 1, computed * padded]: a picture's tiles, then padding.
+
+        The first tile of padding stands for those that are not computed as well.
+        """
+        tile = jnp.arange(computed, dtype=jnp.int32)[:, None]
+        patch = jnp.arange(self.padded, dtype=jnp.int32)[None]
+        copies = 1 + jnp.where(tile == count, self.tiles - computed, 0)
+        is_padding = (tile >= count) | (patch >= self.patches)
+        return jnp.where(is_padding, copies, 0).reshape(1, 1, -1)
+
     def _embed(self, work: Work, pixels: Array, ratio: Array) -> Array:
         with jax.named_scope("patches"):
-            hidden, tiles = self.tower.hidden, self.tiles
+            hidden, tiles = self.tower.hidden, self.computed(pixels.shape[0])
             x = work.linear("vision.patch", pixels, hidden)
-            x = x + self._tile_positions(work, "vision.pre_tile", ratio)
+            # The linear has no bias: black padding stays zero.
+            x = jnp.pad(x, ((0, tiles - x.shape[0]), (0, 0), (0, 0)))
+            x = x + self._tile_positions(work, "vision.pre_tile", ratio, tiles)
             first = jnp.broadcast_to(work.plain("vision.class"), (tiles, 1, hidden))
             x = jnp.concatenate([first, x], axis=1)
             gate = jnp.tanh(work.plain("vision.position_gate"))
             own = _row(work.weights["vision.tile_positions"], ratio)
             x = x + (1 - gate) * work.plain("vision.positions")[None]
-            x = x + gate * own.reshape(tiles, self.patches, hidden)
+            x = x + gate * own.reshape(self.tiles, self.patches, hidden)[:tiles]
             x = work.norm("vision.pre_norm", x, EPS)
             return jnp.pad(x, ((0, 0), (0, self.padded - self.patches), (0, 0)))
 
-    def _tile_positions(self, work: Work, name: str, ratio: Array) -> Array:
+    def _tile_positions(self, work: Work, name: str, ratio: Array, tiles: int) -> Array:
         own = _row(work.weights[name], ratio).reshape(self.tiles, 1, self.tower.hidden)
-        return own * jnp.tanh(work.plain(f"{name}_gate"))
+        return own[:tiles] * jnp.tanh(work.plain(f"{name}_gate"))
 
     def _joined(self, x_NPD: Array) -> Array:
-        return x_NPD.reshape(1, self.tiles * self.padded, -1)
+        return x_NPD.reshape(1, x_NPD.shape[0] * self.padded, -1)
 
     def _tiles(self, x: Array) -> Array:
-        return x.reshape(self.tiles, self.padded, -1)
+        return x.reshape(-1, self.padded, x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -110,7 +135,7 @@ def encode_cross(
 ) -> Any:
     """The program (weights, state, inputs) -> state that puts a picture's keys and values in place.
 
-    Shapes: state cross_k, cross_v [layers, blocks, patches, K, E]; inputs["rows"] int32 [tiles], a
+    Shapes: state cross_k, cross_v [layers, blocks, patches, K, E]; inputs["rows"] int32 [units], a
     block each, 0 for garbage. `sum_of`: as encode_features.
     """
 

@@ -1,7 +1,8 @@
 """A vision transformer's blocks: one scanned body for every family.
 
 Works on pictures [N, P, D]: N tiles that do not see each other, P patches each. Who sees whom
-within a tile is data: labels of the patches and a rule over two labels.
+within a tile is data: labels of the patches and a rule over two labels, which says what is added to
+the score.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from ranvier.nn.kernels.norm.reference import normalise
 from ranvier.nn.kernels.table import Kernels
 
 __all__ = [
-    "TILE_MAX", "WHOLE_MAX", "Activation", "See", "Tower", "Work", "activate", "attend", "is_other",
-    "is_same", "layer_norm",
+    "TILE_MAX", "WHOLE_MAX", "Activation", "See", "Tower", "Work", "activate", "attend",
+    "layer_norm", "see_copies", "see_same",
 ]  # fmt: skip
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 See = Callable[[Array, Array], Array]
+"""Of a query's and a key's label, what is added to their score: 0, or MASKED for the unseen."""
 MASKED = -1e30
 TILE_MAX = 256
 """Queries that attention takes at once, where a picture has more; bounds the scores in memory."""
@@ -32,14 +34,17 @@ WHOLE_MAX = 1024
 """Patches up to which attention takes all queries at once."""
 
 
-def is_same(query: Array, key: Array) -> Array:
+def see_same(query: Array, key: Array) -> Array:
     """Patches of one label see each other: windows, frames, padding apart from the rest."""
-    return query == key
+    return jnp.where(query == key, 0.0, MASKED)
 
 
-def is_other(query: Array, key: Array) -> Array:
-    """Label 1 does not see label 1; all else is seen."""
-    return query + key < 2
+def see_copies(query: Array, key: Array) -> Array:
+    """Label 0 is a patch that sees all. Label c > 0 is padding: it sees patches alone, and stands
+    for c that are equal, so each of those weighs c times as much as it would by itself.
+    """
+    copies = jnp.log(jnp.maximum(key, 1).astype(jnp.float32))
+    return jnp.where((query > 0) & (key > 0), MASKED, copies)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Tower:
     has_o_bias: bool = True
     has_mlp_bias: bool = True
     has_gates: bool = False
-    see: See = is_same
+    see: See = see_same
     cores: int = 1
     """That share the heads and the MLP: `heads` and `intermediate` are one core's."""
 
@@ -249,8 +254,7 @@ def _weigh(
     """Attention of queries [N, Q, H, E] over all keys: f32 [N, Q, H, E]."""
     scores = jnp.einsum("nqhe,nphe->nhqp", q, k, preferred_element_type=jnp.float32)
     if own is not None and labels is not None:
-        seen = see(own[:, :, None], labels[:, None, :])
-        scores = jnp.where(seen[:, None], scores, MASKED)
+        scores = scores + see(own[:, :, None], labels[:, None, :])[:, None]
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     probs = (weights / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
     return jnp.einsum("nhqp,nphe->nqhe", probs, v, preferred_element_type=jnp.float32)
