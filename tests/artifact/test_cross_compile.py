@@ -224,3 +224,21 @@ def test_finish_refuses_an_artifact_of_another_target(llm, tiny_options):
         from ranvier.build.neuron.cross import finish_artifact
 
         finish_artifact(folder, [folder.parent], "", print)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("axes", [("64", "2"), ("128", "1")])
+def test_405b_over_two_instances_is_lowered_from_its_config_alone(tmp_path, capsys, axes):
+    config = CONFIGS / "llama-3.1-405b"
+    words = [str(config), "--target", "neuron-trn2", "--instance", "trn2.48xlarge", "--nnodes", "2",
+             "--tensor-parallel-size", axes[0], "--pipeline-parallel-size", axes[1],
+             "--sequence-parallel", "--max-model-len", "8192", "--max-num-seqs", "16",
+             "--artifacts", str(tmp_path), "--json"]  # fmt: skip
+    assert main(["compile", *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["fits"] and report["artifact"]
+    assert len(report["programs"]) > 10
+    assert [p["violations"] for p in report["programs"] if p["violations"]] == []
+    assert report["seconds"] < 600
+    weights = [name for name in report["missing"] if name.startswith("weights")]
+    assert len(weights) == 128

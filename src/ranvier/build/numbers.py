@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ranvier.models.spec import ArraySpec, DecoderSpec
-from ranvier.targets.numbers import LayerKind, ModelNumbers, WeightGroup
+from ranvier.targets.numbers import LayerKind, ModelNumbers, Sharding, WeightGroup
 
 __all__ = ["model_numbers"]
 
@@ -37,14 +37,16 @@ def _groups(spec: DecoderSpec, array: ArraySpec) -> list[WeightGroup]:
     elements = math.prod(array.shape)
     dtype = "float32" if array.kind == "plain" else None
     kind = KINDS.get(array.name, "norms" if array.name.endswith("norm") else "other")
+    is_layered = array.shape[0] == spec.layers
+
+    def group(elements: int, sharding: Sharding) -> WeightGroup:
+        return WeightGroup(
+            kind=kind, elements=elements, sharding=sharding, dtype=dtype, is_layered=is_layered
+        )
+
     if array.name in ("qkv", "qkv_bias"):
         query = elements * spec.heads // (spec.heads + 2 * spec.kv_heads)
-        return [
-            WeightGroup(kind=kind, elements=query, sharding="query", dtype=dtype),
-            WeightGroup(kind=kind, elements=elements - query, sharding="kv", dtype=dtype),
-        ]
+        return [group(query, "query"), group(elements - query, "kv")]
     if array.name == "o":
-        return [WeightGroup(kind=kind, elements=elements, sharding="query", dtype=dtype)]
-    if array.kind == "plain":
-        return [WeightGroup(kind=kind, elements=elements, sharding="replicated", dtype=dtype)]
-    return [WeightGroup(kind=kind, elements=elements, sharding="even", dtype=dtype)]
+        return [group(elements, "query")]
+    return [group(elements, "replicated" if array.kind == "plain" else "even")]

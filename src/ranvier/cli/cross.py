@@ -22,24 +22,32 @@ class Compiled:
 
 
 def compile(
-    model: str, *, target: str | None = None, instance: str | None = None, **options: Any
+    model: str,
+    *,
+    target: str | None = None,
+    instance: str | None = None,
+    nnodes: int = 1,
+    **options: Any,
 ) -> Compiled:
     """Compile a model for a target with the options of LLM. Raises RanvierError.
 
-    For Neuron `instance` names the machine whose memory it has to fit, for example trn2.48xlarge.
+    For Neuron `instance` names the machine whose memory it has to fit, for example trn2.48xlarge,
+    `nnodes` how many of them run one model together.
     """
     parsed = parse_options({"model": model, "target": target, **options})
-    return compile_options(parsed, instance, is_dry=False)
+    return compile_options(parsed, instance, nnodes=nnodes, is_dry=False)
 
 
-def compile_options(options: Options, instance: str | None, *, is_dry: bool) -> Compiled:
+def compile_options(
+    options: Options, instance: str | None, *, nnodes: int = 1, is_dry: bool
+) -> Compiled:
     """Compile, or with `is_dry` only lower, lint and fit."""
     from ranvier.cli.sizes import choose_target
     from ranvier.cli.wire import ensure_artifact
 
     target = choose_target(options)
     if target.is_neuron:
-        return cross_compile(options, instance, is_dry=is_dry)
+        return cross_compile(options, instance, nnodes=nnodes, is_dry=is_dry)
     if instance is not None:
         raise ConfigError(f"--instance is for Neuron; the target is {target.name}.")
     start = time.perf_counter()
@@ -48,7 +56,7 @@ def compile_options(options: Options, instance: str | None, *, is_dry: bool) -> 
     return Compiled(folder, {"artifact": str(folder), "target": target.name, "seconds": seconds})
 
 
-def cross_compile(options: Options, instance: str | None, *, is_dry: bool) -> Compiled:
+def cross_compile(options: Options, instance: str | None, *, nnodes: int, is_dry: bool) -> Compiled:
     """Lower for Neuron, lint, fit, and write unless `is_dry` or it does not fit."""
     from ranvier.build.neuron.cross import build_neuron, lower_all
     from ranvier.cli.wire import key_of, open_model, plan
@@ -56,7 +64,7 @@ def cross_compile(options: Options, instance: str | None, *, is_dry: bool) -> Co
     start = time.perf_counter()
     checkpoint = open_model(options)
     planned = plan(options, checkpoint)
-    memory = _memory(planned, instance, Path(options.model).name)
+    memory = _memory(planned, instance, nnodes, Path(options.model).name)
     lowered = list(lower_all(planned.spec, planned.sizes, planned.target, say))
     key = key_of(checkpoint, planned)
     folder, problem = None, ""
@@ -71,7 +79,9 @@ def cross_compile(options: Options, instance: str | None, *, is_dry: bool) -> Co
     report = {
         "target": planned.target.name,
         "instance": instance,
+        "nnodes": nnodes,
         "tensor_parallel_size": planned.sizes.tensor_parallel,
+        "pipeline_parallel_size": planned.sizes.pipeline_parallel,
         "logical_nc_config": planned.sizes.logical_cores,
         "fits": memory.fits,
         "memory": {
@@ -88,9 +98,10 @@ def cross_compile(options: Options, instance: str | None, *, is_dry: bool) -> Co
     return Compiled(folder, report)
 
 
-def _memory(planned: Any, instance: str | None, name: str) -> Any:
+def _memory(planned: Any, instance: str | None, nnodes: int, name: str) -> Any:
     """The memory of one logical core. Raises ConfigError for an instance of another chip."""
     from ranvier.build.numbers import model_numbers
+    from ranvier.targets.axes import Axes
     from ranvier.targets.neuron.instances import find_instance
     from ranvier.targets.neuron.memory import fit
     from ranvier.targets.numbers import MemorySizes
@@ -119,6 +130,7 @@ def _memory(planned: Any, instance: str | None, name: str) -> Any:
     return fit(
         model_numbers(planned.spec, name), needs, machine, sizes.tensor_parallel,
         logical_core_config=sizes.logical_cores,
+        axes=Axes(stages=sizes.pipeline_parallel, hosts=nnodes),
     )  # fmt: skip
 
 

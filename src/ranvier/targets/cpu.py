@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from ranvier.targets.axes import ALONE, Axes
 from ranvier.targets.host_memory import RESERVE_BYTES
-from ranvier.targets.neuron.memory import MemoryReport, MemoryRow
+from ranvier.targets.neuron.memory import (
+    MemoryReport,
+    MemoryRow,
+    gqa_rule,
+    kv_bytes,
+    weight_rows,
+)
 from ranvier.targets.numbers import MemorySizes, ModelNumbers, dtype_bytes
 from ranvier.targets.system import System
 
@@ -61,29 +67,41 @@ def meminfo(system: System) -> dict[str, int]:
     return found
 
 
-def fit_machine(model: ModelNumbers, sizes: MemorySizes, available_bytes: int) -> MemoryReport:
-    """The memory of one serving process on this machine."""
-    rows: dict[str, int] = {}
-    for group in model.groups:
-        size = math.ceil(group.elements * dtype_bytes(group.dtype or sizes.dtype))
-        rows[f"weights: {group.kind}"] = rows.get(f"weights: {group.kind}", 0) + size
-    each = dtype_bytes(sizes.kv_dtype)
-    tokens = sizes.blocks * sizes.block_tokens
-    cache = math.ceil(2 * model.layers * tokens * model.kv_heads * model.head_size * each)
+def fit_machine(
+    model: ModelNumbers,
+    sizes: MemorySizes,
+    available_bytes: int,
+    tensor_parallel: int = 1,
+    axes: Axes = ALONE,
+) -> MemoryReport:
+    """The memory of every rank of every replica, all on this machine."""
+    t, stages, replicas = tensor_parallel, axes.stages, axes.replicas
+    ranks = t * stages * replicas
+    each, stored = dtype_bytes(sizes.kv_dtype), gqa_rule(model.heads, model.kv_heads, t).kv_heads
     text = (
         f"2 x {model.layers} layers x {sizes.blocks} blocks x {sizes.block_tokens} tokens x "
-        f"{model.kv_heads} heads x {model.head_size} x {each:g} B"
+        f"{stored} heads x {model.head_size} x {each:g} B{_times(replicas, 'replicas')}"
     )
     step = sizes.max_num_batched_tokens * (2 * model.hidden + 3 * model.intermediate) * 4
     step += sizes.max_num_seqs * model.vocab_size * 4
-    table = [MemoryRow(kind, size, "elements x bytes") for kind, size in rows.items()]
-    table += [
-        MemoryRow("kv cache", cache, text),
-        MemoryRow("activations", step, "tokens x (2 hidden + 3 intermediate) x 4 B + logits"),
-        MemoryRow("runtime", RESERVE_BYTES, "512 MiB (allowance)"),
+    table = [
+        MemoryRow(row.kind, row.bytes * ranks, f"{row.formula}{_times(ranks, 'ranks')}")
+        for row in weight_rows(model, sizes, t, stages)
     ]
+    table += [
+        MemoryRow("kv cache", kv_bytes(model, sizes, t, stages) * ranks, text),
+        MemoryRow(
+            "activations", step * ranks,
+            f"tokens x (2 hidden + 3 intermediate) x 4 B + logits{_times(ranks, 'ranks')}",
+        ),
+        MemoryRow(
+            "runtime", RESERVE_BYTES * replicas,
+            f"512 MiB (allowance){_times(replicas, 'replicas')}",
+        ),
+    ]  # fmt: skip
     total = sum(row.bytes for row in table)
-    problems = []
+    problem = axes.problem(t, model.layers)
+    problems = [problem] if problem else []
     if total > available_bytes:
         gib = 2**30
         problems.append(
@@ -91,6 +109,10 @@ def fit_machine(model: ModelNumbers, sizes: MemorySizes, available_bytes: int) -
             "lower max_model_len or max_num_seqs, or use a smaller model"
         )
     return MemoryReport(
-        instance="cpu", tensor_parallel=1, limit_bytes=available_bytes, rows=tuple(table),
+        instance="cpu", tensor_parallel=t, limit_bytes=available_bytes, rows=tuple(table),
         problems=tuple(problems),
     )  # fmt: skip
+
+
+def _times(count: int, name: str) -> str:
+    return f" x {count} {name}" if count > 1 else ""

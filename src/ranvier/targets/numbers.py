@@ -11,7 +11,10 @@ from typing import Literal
 
 from ranvier.core.errors import ConfigError
 
-__all__ = ["DTYPE_BYTES", "LayerKind", "MemorySizes", "ModelNumbers", "WeightGroup", "dtype_bytes"]
+__all__ = [
+    "DTYPE_BYTES", "LayerKind", "MemorySizes", "ModelNumbers", "Sharding", "WeightGroup",
+    "dtype_bytes",
+]  # fmt: skip
 
 LayerKind = Literal["embedding", "attention", "mlp", "experts", "norms", "head", "vision", "other"]
 Sharding = Literal["query", "kv", "even", "replicated"]
@@ -35,6 +38,8 @@ class WeightGroup:
     elements: int
     sharding: Sharding
     dtype: str | None = None
+    is_layered: bool = False
+    """Of every layer, so that pipeline stages share it."""
 
 
 @dataclass(frozen=True, kw_only=True)

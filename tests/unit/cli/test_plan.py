@@ -128,6 +128,68 @@ def test_this_machine(capsys):
     assert plan["buckets"]["tokens"]
 
 
+def rows_of(plan):
+    return {row["kind"]: row["bytes"] for row in plan["memory"]["rows"]}
+
+
+def test_ranks_of_this_machine_share_its_memory(capsys):
+    golden = str(CONFIGS.parents[1] / "parity/goldens/llama")
+    plans = {}
+    for name, axes in (("one", []), ("two", ["-tp", "2"]), ("twice", ["-dp", "2"]),
+                       ("stages", ["-pp", "3"])):  # fmt: skip
+        code, plans[name] = planned(capsys, golden, "--instance", "cpu", *axes)
+        assert code == 0
+    one, two, twice, stages = (rows_of(plans[name]) for name in plans)
+    assert two["weights: mlp"] == one["weights: mlp"] == stages["weights: mlp"]
+    assert two["kv cache"] == one["kv cache"] == stages["kv cache"]
+    assert twice["weights: mlp"] == 2 * one["weights: mlp"]
+    assert twice["kv cache"] == 2 * one["kv cache"]
+    assert plans["one"]["collectives"]["programs"] == []
+    assert plans["twice"]["collectives"]["programs"] == []
+    assert plans["two"]["collectives"]["programs"]
+    code, plan = planned(capsys, golden, "--instance", "cpu", "-pp", "2")
+    assert code == 5
+    assert "does not divide the model's 3 layers; possible are 1, 3" in plan["problems"][0]
+
+
+LLAMA_405B = str(CONFIGS / "llama-3.1-405b")
+
+
+@pytest.mark.parametrize("axes", [("-tp", "64", "-pp", "2"), ("-tp", "128")])
+def test_405b_over_two_hosts(capsys, axes):
+    words = (LLAMA_405B, "--instance", "trn2.48xlarge", *axes)
+    code, plan = planned(capsys, *words, "--nnodes", "2")
+    assert (code, plan["fits"], plan["nnodes"]) == (0, True, 2)
+    weights = sum(size for kind, size in rows_of(plan).items() if kind.startswith("weights"))
+    # K and V weights are stored 8 or 16 times over: one head a core.
+    assert 2 * 405.8e9 / 128 <= weights < 1.2 * 2 * 405.9e9 / 128
+    code, plan = planned(capsys, *words)
+    assert (code, plan["fits"]) == (5, False)
+    assert "have 64" in plan["problems"][0] or "exceeds the 64" in plan["problems"][0]
+
+
+@pytest.mark.parametrize(("axes", "problem"), [
+    (("-pp", "4", "-tp", "16"), "does not divide the model's 126 layers; possible are 1, 2, 3, 6"),
+    (("-dp", "2", "--nnodes", "2"), "several engines or one engine over several hosts"),
+    (("-tp", "64", "-dp", "2"), "take 128 logical cores; 1 x trn2.48xlarge have 64"),
+    (("-tp", "8", "--nnodes", "3"), "not shared evenly by nnodes=3"),
+    (("-tp", "48", "--nnodes", "4"), "not among the degrees published"),
+])  # fmt: skip
+def test_axes_that_cannot_be_are_told(capsys, axes, problem):
+    code, plan = planned(capsys, LLAMA_405B, "--instance", "trn2.48xlarge", *axes)
+    assert code == 5
+    assert problem in " ".join(plan["problems"])
+
+
+def test_collectives_are_printed_by_program_and_kind(capsys):
+    words = [LLAMA_8B, "--instance", "trn2.48xlarge", "-tp", "8", "--sequence-parallel"]
+    assert main(["plan", *words]) == 0
+    text = capsys.readouterr().out
+    assert "collectives: MiB sent" in text
+    assert "reduce-scatter" in text
+    assert "prefill.t1024" in text
+
+
 def test_plot_draws_a_picture(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "plan.png"
@@ -153,7 +215,10 @@ def test_plot_without_matplotlib_says_what_to_install(capsys, monkeypatch):
         (["--prices", __file__], "must be a JSON object"),
         (["--programs-max", "1"], "The program budget is 1"),
         (["--instance", "trn2.48xlarge", "--max-num-seqs", "0"], "max_num_seqs"),
-        (["--instance", "cpu", "-tp", "2"], "the CPU target has one"),
+        (["--instance", "cpu", "-tp", "0"], "tensor_parallel_size must be at least 1"),
+        (["--instance", "cpu", "--nnodes", "2"], "this is one machine"),
+        (["-pp", "0"], "pipeline_parallel_size must be at least 1, is 0"),
+        (["-dp", "-1"], "data_parallel_size must be at least 1, is -1"),
         (["--instnce", "cpu"], "Did you mean --instance"),
     ],
 )

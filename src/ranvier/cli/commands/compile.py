@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--finish", type=Path, metavar="DIR", help="make what an artifact for Neuron lacks"
     )
     add_engine_arguments(parser)
+    # In place of the engine's, which knows one process.
+    parser.add_argument("--nnodes", type=int, default=1, help="Neuron: how many of them [1]")
 
 
 def run(given: argparse.Namespace, start_s: float) -> int | None:
@@ -44,7 +46,7 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
         found = _plan(options)
         print(json.dumps(found, indent=1) if given.json else _text(found))
         return None
-    done = compile_options(options, given.instance, is_dry=given.dry_run)
+    done = compile_options(options, given.instance, nnodes=given.nnodes, is_dry=given.dry_run)
     if not is_neuron:
         seconds = round(time.perf_counter() - start_s, 2)
         report = {"artifact": str(done.path), "seconds": seconds}
@@ -69,8 +71,9 @@ def _finish(folder: Path) -> None:
 def _neuron_text(report: dict[str, Any]) -> str:
     memory = report["memory"]
     lines = [
-        f"target     {report['target']} on {report['instance']}, tensor parallel "
-        f"{report['tensor_parallel_size']}",
+        f"target     {report['target']} on {report['nnodes']} x {report['instance']}, "
+        f"tensor parallel {report['tensor_parallel_size']}, "
+        f"{report['pipeline_parallel_size']} stages",
         f"memory     {memory['total_bytes'] / 2**30:.2f} GiB a logical core, of "
         f"{memory['limit_bytes'] / 2**30:.2f}" + ("" if report["fits"] else ": does not fit"),
         *(f"           {problem}" for problem in memory["problems"]),

@@ -33,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-tp", "--tensor-parallel-size", type=int, help="default: the smallest that fits"
     )
+    for short, name, text in (
+        ("-pp", "pipeline", "stages that share the layers [1]"),
+        ("-dp", "data", "engines with the whole model each, on one machine [1]"),
+    ):
+        parser.add_argument(short, f"--{name}-parallel-size", type=int, default=1, help=text)
+    parser.add_argument("--nnodes", type=int, default=1, help="instances of one model [1]")
+    text = "cut norms along the tokens"
+    parser.add_argument("--sequence-parallel", action="store_true", help=text)
     for name, default, text in (
         ("max-model-len", None, "tokens of prompt and output; default the model's, at most 4096"),
         ("max-num-seqs", 32, "sequences at once"),
@@ -88,6 +96,7 @@ def run(given: argparse.Namespace, start_s: float) -> int | None:
 
 def _wish(given: argparse.Namespace) -> Wish:
     from ranvier.build.plan import Wish
+    from ranvier.targets.axes import Axes
     from ranvier.targets.host_memory import default_blocks
     from ranvier.targets.numbers import MemorySizes
 
@@ -122,6 +131,12 @@ def _wish(given: argparse.Namespace) -> Wish:
         programs_max=given.programs_max,
         lookahead=given.num_speculative_tokens,
         tensor_parallel=given.tensor_parallel_size,
+        axes=Axes(
+            stages=given.pipeline_parallel_size,
+            replicas=given.data_parallel_size,
+            hosts=given.nnodes,
+            is_sequence=given.sequence_parallel,
+        ),  # fmt: skip
         logical_core_config=given.logical_nc_config,
         price=_prices(given.prices),
     )

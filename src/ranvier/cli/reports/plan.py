@@ -8,6 +8,8 @@ from typing import Any
 
 from ranvier.build.plan import Estimate, Plan, Wish
 from ranvier.build.traffic import Automatic
+from ranvier.targets.collectives import FORMULA as COLLECTIVE_FORMULA
+from ranvier.targets.collectives import KINDS, Collective
 from ranvier.targets.neuron.compile_cost import FORMULA
 from ranvier.targets.roofline import DECODE_FORMULA, PREFILL_FORMULA, PUBLISHED
 
@@ -58,6 +60,10 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
         "instance": plan.name,
         "target": plan.instance.chip.target if plan.instance else "cpu",
         "tensor_parallel_size": plan.tensor_parallel,
+        "pipeline_parallel_size": plan.axes.stages,
+        "data_parallel_size": plan.axes.replicas,
+        "nnodes": plan.axes.hosts,
+        "sequence_parallel": plan.axes.is_sequence,
         "price_hour": plan.price,
         "fits": plan.memory.fits,
         "problems": list(plan.memory.problems),
@@ -85,6 +91,13 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
             {"max_num_seqs": seqs, "max_model_len": length} for seqs, length in plan.largest.items()
         ],
         "buckets": _bucket_fields(plan.automatic),
+        "collectives": {
+            "formula": COLLECTIVE_FORMULA,
+            "programs": [
+                {"name": t.name, "calls": [_collective_fields(c) for c in t.collectives]}
+                for t in plan.traded
+            ],
+        },
         "compile": compiled
         and {
             "seconds": compiled.seconds,
@@ -116,6 +129,16 @@ def _bucket_fields(automatic: Automatic) -> dict[str, Any]:
     }
 
 
+def _collective_fields(found: Collective) -> dict[str, Any]:
+    return {
+        "kind": found.kind,
+        "count": found.count,
+        "ranks": found.ranks,
+        "array_bytes": found.bytes,
+        "sent_bytes": found.sent_bytes,
+    }
+
+
 def _floor_fields(entry: Estimate) -> dict[str, Any]:
     ms = entry.floor.seconds * 1e3
     return {"rows": entry.rows, "tokens": entry.tokens, "ms": ms, "bound": entry.floor.bound}
@@ -142,19 +165,39 @@ def _overview(plans: Sequence[Plan], seqs: int) -> str:
 
 def _single(plan: Plan) -> str:
     memory = plan.memory
-    place = "this machine" if plan.instance is None else f"{plan.name}, TP {plan.tensor_parallel}"
-    unit = "this process" if plan.instance is None else "one logical core"
+    unit = "this machine" if plan.instance is None else "one logical core"
     rows = [[f"memory of {unit}", "GiB", "formula"]]
     rows += [[row.kind, f"{row.bytes / GIB:.3f}", row.formula] for row in memory.rows]
     rows.append(["total", f"{memory.total_bytes / GIB:.3f}", f"of {memory.limit_bytes / GIB:.2f}"])
     verdict = "fits" if memory.fits else "does not fit: " + "; ".join(memory.problems)
-    parts = [f"{place}: {verdict}", _table(rows, left=(0, 2))]
+    parts = [f"{_place(plan)}: {verdict}", _table(rows, left=(0, 2))]
     if plan.degrees:
         parts.append(_degrees(plan))
     lengths = ", ".join(f"{length} x {seqs}" for seqs, length in plan.largest.items())
     parts.append(f"largest max_model_len x max_num_seqs, all at full length at once: {lengths}")
     parts += [_buckets(plan), _floors(plan)]
+    if plan.traded:
+        parts.append(_traded(plan))
     return "\n\n".join(parts)
+
+
+def _place(plan: Plan) -> str:
+    axes, found = plan.axes, [f"TP {plan.tensor_parallel}"]
+    for name, size in (("PP", axes.stages), ("DP", axes.replicas)):
+        found += [f"{name} {size}"] if size > 1 else []
+    name = "this machine" if plan.instance is None else plan.name
+    return ", ".join([f"{axes.hosts} x {name}" if axes.hosts > 1 else name, *found])
+
+
+def _traded(plan: Plan) -> str:
+    """MiB a core sends in a step, by program and kind."""
+    rows = [["collectives: MiB sent", *(kind.replace("_", "-") for kind in KINDS), "all", "calls"]]
+    for entry in plan.traded:
+        sent = [sum(c.sent_bytes for c in entry.collectives if c.kind == kind) for kind in KINDS]
+        calls = sum(c.count for c in entry.collectives)
+        cells = [f"{size / 2**20:.3f}" if size else "" for size in (*sent, sum(sent))]
+        rows.append([entry.name, *cells, str(calls)])
+    return f"{_table(rows, left=(0,))}\n{COLLECTIVE_FORMULA}"
 
 
 def _degrees(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ranvier.core.errors import ConfigError
+from ranvier.targets.axes import ALONE, Axes
 from ranvier.targets.neuron.instances import GIB, Instance
 from ranvier.targets.numbers import MemorySizes, ModelNumbers, WeightGroup, dtype_bytes
 
@@ -26,8 +27,10 @@ __all__ = [
     "degrees",
     "fit",
     "gqa_rule",
+    "kv_bytes",
     "largest_lengths",
     "lora_bytes",
+    "weight_rows",
 ]
 
 PROGRAM_BYTES = 64 * 2**20
@@ -144,11 +147,16 @@ def degree_costs(model: HeadCounts, tensor_parallel: int) -> list[str]:
 
 
 def degrees(
-    model: ModelNumbers, instance: Instance, *, logical_core_config: int | None = None
+    model: ModelNumbers,
+    instance: Instance,
+    *,
+    logical_core_config: int | None = None,
+    axes: Axes = ALONE,
 ) -> tuple[Degree, ...]:
-    """Every degree of the chip's list, with its legality for this model on this instance."""
-    cores = instance.logical_cores(logical_core_config)
-    return tuple(_degree(model, instance, t, cores) for t in instance.chip.tensor_parallel)
+    """Every degree of the chip's list, on one host or on all, with its legality here."""
+    cores, listed = instance.logical_cores(logical_core_config), instance.chip.tensor_parallel
+    sizes = sorted({*listed, *(t * axes.hosts for t in listed)})
+    return tuple(_degree(model, instance, t, cores, axes) for t in sizes)
 
 
 def fit(
@@ -158,17 +166,18 @@ def fit(
     tensor_parallel: int,
     *,
     logical_core_config: int | None = None,
+    axes: Axes = ALONE,
 ) -> MemoryReport:
     """The memory of one logical core. Raises ConfigError for sizes that cannot be."""
     _check(instance, tensor_parallel, logical_core_config)
     rows = [
-        *_weights(model, sizes, tensor_parallel),
-        _kv("kv cache", model, sizes, tensor_parallel),
+        *weight_rows(model, sizes, tensor_parallel, axes.stages),
+        _kv("kv cache", model, sizes, tensor_parallel, axes.stages),
     ]
     if sizes.lora_slots:
-        rows.append(_lora(model, sizes, tensor_parallel))
+        rows.append(_lora(model, sizes, tensor_parallel * axes.stages))
     if sizes.draft is not None:
-        drafted = _weights(sizes.draft, sizes, tensor_parallel)
+        drafted = weight_rows(sizes.draft, sizes, tensor_parallel)
         weights = sum(row.bytes for row in drafted)
         rows.append(MemoryRow("draft weights", weights, "the draft's weight rows, same rules"))
         rows.append(_kv("draft kv cache", sizes.draft, sizes, tensor_parallel))
@@ -179,7 +188,7 @@ def fit(
     rows.append(MemoryRow("runtime reserve", RUNTIME_BYTES, "1 GiB (allowance)"))
     limit = instance.core_bytes(logical_core_config)
     cores = instance.logical_cores(logical_core_config)
-    degree = _degree(model, instance, tensor_parallel, cores)
+    degree = _degree(model, instance, tensor_parallel, cores, axes)
     problems = [degree.problem] if degree.problem else []
     problems += _overflow(rows, limit, instance)
     return MemoryReport(
@@ -198,6 +207,7 @@ def largest_lengths(
     tensor_parallel: int,
     *,
     logical_core_config: int | None = None,
+    axes: Axes = ALONE,
 ) -> dict[int, int]:
     """max_num_seqs -> the largest max_model_len that fits with KV for every sequence; 0: none.
 
@@ -212,8 +222,9 @@ def largest_lengths(
             max_num_batched_tokens=step,
         )  # fmt: skip
         report = fit(
-            model, tried, instance, tensor_parallel, logical_core_config=logical_core_config
-        )
+            model, tried, instance, tensor_parallel,
+            logical_core_config=logical_core_config, axes=axes,
+        )  # fmt: skip
         return report.total_bytes <= report.limit_bytes
 
     found: dict[int, int] = {}
@@ -240,17 +251,29 @@ def lora_bytes(
     return size / tensor_parallel if is_sharded else size / 2
 
 
-def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int) -> Degree:
-    listed = ", ".join(map(str, instance.chip.tensor_parallel))
-    problem = ""
-    if t > cores:
-        problem = f"tensor_parallel_size={t} exceeds the {cores} logical cores of {instance.name}"
-    elif t not in instance.chip.tensor_parallel:
+def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int, axes: Axes) -> Degree:
+    listed = instance.chip.tensor_parallel
+    # A degree over all hosts is one of the list on each.
+    is_listed = t in listed or (t % axes.hosts == 0 and t // axes.hosts in listed)
+    problem = axes.problem(t, model.layers)
+    if axes.devices(t) > cores * axes.hosts:
+        problem = _exceeded(instance, t, cores, axes)
+    elif not is_listed:
         problem = (
             f"tensor_parallel_size={t} is not among the degrees published for "
-            f"{instance.chip.name}: {listed}"
+            f"{instance.chip.name}: {', '.join(map(str, listed))}"
         )
     return Degree(t, problem, "; ".join(degree_costs(model, t)))
+
+
+def _exceeded(instance: Instance, t: int, cores: int, axes: Axes) -> str:
+    if axes.devices(t) == t and axes.hosts == 1:
+        return f"tensor_parallel_size={t} exceeds the {cores} logical cores of {instance.name}"
+    return (
+        f"tensor_parallel_size={t} x pipeline_parallel_size={axes.stages} x data_parallel_size="
+        f"{axes.replicas} take {axes.devices(t)} logical cores; {axes.hosts} x {instance.name} "
+        f"have {cores * axes.hosts}"
+    )
 
 
 def _check(instance: Instance, t: int, lnc: int | None) -> None:
@@ -264,11 +287,14 @@ def _check(instance: Instance, t: int, lnc: int | None) -> None:
         )
 
 
-def _weights(model: ModelNumbers, sizes: MemorySizes, t: int) -> list[MemoryRow]:
+def weight_rows(
+    model: ModelNumbers, sizes: MemorySizes, t: int, stages: int = 1
+) -> list[MemoryRow]:
+    """The weights that one core of one stage holds, by kind."""
     rule = gqa_rule(model.heads, model.kv_heads, t)
     rows: dict[str, list[tuple[float, str]]] = {}
     for group in model.groups:
-        part = _share(group, rule, model, t)
+        part = _share(group, rule, model, t, stages)
         bytes_each = dtype_bytes(group.dtype or sizes.dtype)
         text = f"{group.elements:,}{part[1]} x {bytes_each:g} B"
         rows.setdefault(group.kind, []).append((group.elements * part[0] * bytes_each, text))
@@ -282,10 +308,17 @@ def _weights(model: ModelNumbers, sizes: MemorySizes, t: int) -> list[MemoryRow]
     ]
 
 
-def _share(group: WeightGroup, rule: GqaRule, model: ModelNumbers, t: int) -> tuple[float, str]:
+def _share(
+    group: WeightGroup, rule: GqaRule, model: ModelNumbers, t: int, stages: int
+) -> tuple[float, str]:
     """The part of a group that one core holds, as a number and as text."""
+    if stages > 1 and group.is_layered:
+        part, text = _share(group, rule, model, t, 1)
+        return part / stages, f"{text} / {stages} stages"
     if group.sharding == "replicated":
         return 1.0, ""
+    if group.kind in ("embedding", "head"):
+        t *= stages  # the vocabulary is cut over the ranks of all stages
     if group.sharding == "even":
         whole = {"mlp": model.intermediate, "embedding": model.vocab_size, "head": model.vocab_size}
         size = whole.get(group.kind, t)
@@ -298,17 +331,22 @@ def _share(group: WeightGroup, rule: GqaRule, model: ModelNumbers, t: int) -> tu
     return stored / heads / t, f"{grown} / {t}"
 
 
-def _kv(kind: str, model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
+def kv_bytes(model: ModelNumbers, sizes: MemorySizes, t: int, stages: int = 1) -> int:
     """Block KV of one core, K and V. Source: NxD Inference 0.9's block layout."""
+    per_core = gqa_rule(model.heads, model.kv_heads, t).kv_heads // t
+    tokens, layers = sizes.blocks * sizes.block_tokens, model.layers / stages
+    size = 2 * layers * tokens * per_core * model.head_size * dtype_bytes(sizes.kv_dtype)
+    return math.ceil(size)
+
+
+def _kv(kind: str, model: ModelNumbers, sizes: MemorySizes, t: int, stages: int = 1) -> MemoryRow:
     rule = gqa_rule(model.heads, model.kv_heads, t)
     per_core, each = rule.kv_heads // t, dtype_bytes(sizes.kv_dtype)
-    tokens = sizes.blocks * sizes.block_tokens
-    size = 2 * model.layers * tokens * per_core * model.head_size * each
     text = (
-        f"2 x {model.layers} layers x {sizes.blocks} blocks x {sizes.block_tokens} tokens x "
-        f"{per_core} heads x {model.head_size} x {each:g} B"
+        f"2 x {math.ceil(model.layers / stages)} layers x {sizes.blocks} blocks x "
+        f"{sizes.block_tokens} tokens x {per_core} heads x {model.head_size} x {each:g} B"
     )
-    return MemoryRow(kind, math.ceil(size), text)
+    return MemoryRow(kind, kv_bytes(model, sizes, t, stages), text)
 
 
 def _lora(model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
