@@ -43,3 +43,17 @@ def test_embedding_rows_come_out_of_the_packed_head(dtype, vocab, hidden):
     rows = embed_cpu.embed(jnp.asarray(packed), ids, hidden=hidden, scale=2.0)
     want = 2 * w.astype(DTYPES[dtype]).astype(np.float32)[np.asarray(ids)]
     assert np.array_equal(np.asarray(rows), want)
+
+
+def test_a_loop_that_embeds_does_not_convert_the_matrix():
+    def chain(ids, weight):
+        def body(ids, _):
+            rows = embed_cpu.embed(weight, ids, hidden=48, scale=1.0)
+            return (ids + jnp.sum(rows, axis=1).astype(jnp.int32)) % 1000, rows
+
+        return jax.lax.scan(body, ids, None, length=3)
+
+    weight = jax.ShapeDtypeStruct((1, 64, 24, 16, 2), jnp.bfloat16)
+    text = jax.jit(chain).lower(jax.ShapeDtypeStruct((2,), jnp.int32), weight).compile().as_text()
+    assert "while(" in text and "64,24,16,2" in text
+    assert "f32[64,24,16,2]" not in text and "f32[1,64,24,16,2]" not in text

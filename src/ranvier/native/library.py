@@ -16,7 +16,7 @@ __all__ = ["HANDLERS", "ISAS", "isa", "library_path", "register", "set_isa", "se
 
 HANDLERS = (
     "ranvier_linear", "ranvier_attention", "ranvier_norm", "ranvier_sample", "ranvier_quantised",
-    "ranvier_quantised_rows",
+    "ranvier_quantised_rows", "ranvier_rows",
 )  # fmt: skip
 """FFI targets, by the names of their symbols."""
 ISAS = ("generic", "avx2", "avx512", "avx512-bf16", "amx")
