@@ -10,7 +10,13 @@ from tests.numerics.lora_device import model_of
 
 from ranvier import LLM, LoRARequest, SamplingParams
 from ranvier.cli.main import main
-from ranvier.core.errors import AdapterError, ConfigError, ModelNotFound, RequestError
+from ranvier.core.errors import (
+    AdapterError,
+    AdapterUnavailable,
+    ConfigError,
+    ModelNotFound,
+    RequestError,
+)
 
 PARAMS = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 PROMPT = {"prompt_token_ids": list(range(3, 70))}
@@ -55,7 +61,8 @@ def wanted(options, folders, tmp_path_factory):
 
 @pytest.fixture
 def llm(options):
-    with LLM(**options, enable_lora=True, max_loras=2, max_lora_rank=16) as llm:
+    lora = {"max_loras": 2, "max_lora_rank": 16, "max_cpu_loras": 2}
+    with LLM(**options, enable_lora=True, **lora) as llm:
         yield llm
 
 
@@ -89,6 +96,31 @@ def test_a_changed_adapter_of_the_same_name_reuses_no_block(llm, folders, wanted
     again = LoRARequest("one", 1, str(moving), load_inplace=True)
     assert tokens(llm.generate(PROMPT, PARAMS, lora_request=again, use_tqdm=False)) == [wanted["c"]]
     assert tokens(llm.generate(PROMPT, PARAMS, use_tqdm=False)) == [wanted[""]]
+
+
+def test_files_that_change_after_they_were_read_are_never_served_in_silence(
+    llm, folders, wanted, tmp_path
+):
+    """Two adapters are kept on the host, so that the others are read again."""
+    moving = shutil.copytree(folders["a"], tmp_path / "moving")
+    paths = {"one": moving, "b": folders["b"], "c": folders["c"]}
+    for name, path in paths.items():
+        llm.load_adapter(name, str(path))
+
+    def ask(name):
+        output = llm.generate(PROMPT, PARAMS, lora_request=LoRARequest(name), use_tqdm=False)
+        return tokens(output)[0]
+
+    assert [ask(name) for name in ("b", "c")] == [wanted["b"], wanted["c"]]
+    shutil.copytree(folders["c"], moving, dirs_exist_ok=True)
+    with pytest.raises(AdapterUnavailable, match="has changed since it was loaded"):
+        ask("one")
+    shutil.rmtree(moving)
+    with pytest.raises(AdapterUnavailable, match="adapter_config.json: cannot be read"):
+        ask("one")
+    assert ask("b") == wanted["b"]
+    shutil.copytree(folders["a"], moving)
+    assert ask("one") == wanted["a"]
 
 
 def test_by_name_with_n_and_chat(llm, folders, wanted):

@@ -151,6 +151,33 @@ def test_a_name_stands_for_one_content_unless_replaced(http):
     assert text(http, "mine") == text(http, "beta")
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("becomes", ["other content", None])
+def test_an_adapter_whose_folder_has_changed_is_a_conflict_until_it_is_loaded_again(
+    server, http, folder, becomes, is_streamed
+):
+    before = text(http, "alpha")
+    names = [f"n{i}" for i in range(4)]
+    server.loader.digests.update({str(folder / name): name for name in names})
+    for name in names:  # four are kept on the host, and two in slots: alpha is in none of them
+        assert load(http, name, name).status_code == 200
+        text(http, name)
+    path = str(folder / "alpha")
+    was, server.loader.digests[path] = server.loader.digests[path], becomes
+    body = {"model": "alpha", "prompt": PROMPT, "stream": is_streamed}
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == (200 if is_streamed else 409)
+    assert '"code":409' in answer.text and '"type":"ConflictError"' in answer.text
+    assert ("has changed" if becomes else "read again, which fails") in answer.text
+    assert text(http, "n3") and text(http, "sim")
+    server.loader.digests[path] = was
+    assert text(http, "alpha") == before
+    server.loader.digests[path] = "other content"
+    assert load(http, "alpha", "alpha").status_code == 400
+    assert load(http, "alpha", "alpha", load_inplace=True).status_code == 200
+    assert text(http, "alpha") != before
+
+
 def test_more_loads_than_wait_are_told_to_come_again(server, http):
     release = server.hold()
     http_body = {"model": "sim", "prompt": PROMPT, "max_tokens": 2}

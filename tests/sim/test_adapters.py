@@ -234,7 +234,7 @@ def test_weights_that_cannot_be_read_again_end_their_requests_only():
     )
     assert storm.reasons == {("a", 0): "error", ("b", 0): "length", ("c", 0): "length"}
     (event,) = [event for event in storm.events if event.request_id == "a"]
-    assert event.error == "lora0: no such adapter."
+    assert event.error.endswith("lora0: no such adapter.") and event.error_kind == "adapter"
 
 
 def test_a_folder_that_has_changed_meanwhile_is_said_so():
@@ -257,6 +257,7 @@ def test_a_device_that_refuses_an_adapter_ends_its_requests_only():
     engine.runner.place_adapter = refuse
     storm = run(engine, request("a", [1, 2], "lora0"), request("b", [1, 2], "lora1"))
     assert storm.reasons == {("a", 0): "error", ("b", 0): "length"}
+    assert {e.request_id: e.error_kind for e in storm.events} == {"a": "device", "b": "device"}
 
 
 @pytest.mark.parametrize("order", ["plain", "overlapped"])

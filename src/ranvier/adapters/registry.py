@@ -15,7 +15,13 @@ from typing import NamedTuple
 
 from ranvier.adapters.loading import Loaded, Loader
 from ranvier.core.adapter import AdapterWeights
-from ranvier.core.errors import ModelNotFound, RanvierError, RequestError, TooManyRequests
+from ranvier.core.errors import (
+    AdapterUnavailable,
+    ModelNotFound,
+    RanvierError,
+    RequestError,
+    TooManyRequests,
+)
 from ranvier.core.limits import LIMITS
 
 __all__ = ["Adapters", "Answer"]
@@ -167,7 +173,7 @@ class Adapters:
         for digest in digests[: max(self._host_max - 1, 1)]:
             self.want(digest)
 
-    def turn(self, lost: dict[str, str]) -> list[Answer]:
+    def turn(self, lost: dict[str, RanvierError]) -> list[Answer]:
         """Take what was read. To `lost` come digests that cannot be had, with the reason."""
         answers: list[Answer] = []
         for loaded in self._loader.take() if self.loading else ():
@@ -177,9 +183,9 @@ class Adapters:
                 answers.append(Answer(loaded.key.ticket, self._name(loaded.key, loaded)))
             else:
                 self._wanted.discard(loaded.key)
-                reason = self._reread(loaded.key, loaded)
-                if reason is not None:
-                    lost[loaded.key] = reason
+                error = self._reread(loaded.key, loaded)
+                if error is not None:
+                    lost[loaded.key] = error
         return answers
 
     def close(self) -> None:
@@ -194,15 +200,20 @@ class Adapters:
             return error
         return None
 
-    def _reread(self, digest: str, loaded: Loaded) -> str | None:
+    def _reread(self, digest: str, loaded: Loaded) -> RanvierError | None:
         """Keep what was read again, or say what is wrong with it."""
         content = self._contents.get(digest)
         if content is None:
             return None  # nobody waits for it any more
         if isinstance(loaded.found, RanvierError):
-            return loaded.found.message
+            return AdapterUnavailable(
+                f"The adapter has to be read again, which fails: {loaded.found.message}",
+            )
         if loaded.found.digest != digest:
-            return f"{content.path}: the adapter has changed since it was loaded. Load it again."
+            return AdapterUnavailable(
+                f"{content.path}: the adapter has changed since it was loaded. Load it again, with "
+                "load_inplace."
+            )
         self._keep(loaded.found)
         return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "AdapterError",
+    "AdapterUnavailable",
     "ArtifactError",
     "CapacityError",
     "CheckpointError",
@@ -100,6 +101,12 @@ class ModelNotFound(RequestError):
     """A request names a model or an adapter that is not served."""
 
     status = 404
+
+
+class AdapterUnavailable(RequestError):
+    """An adapter that is served can't be had now: its files have changed or are gone."""
+
+    status = 409
 
 
 class CapacityError(RanvierError):

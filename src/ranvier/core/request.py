@@ -13,9 +13,11 @@ import msgspec
 from ranvier.core.media import PromptMedia
 from ranvier.core.sampling import SamplingParams
 
-__all__ = ["EngineStats", "Event", "FinishReason", "Request", "TokenLogprobs"]
+__all__ = ["EngineStats", "ErrorKind", "Event", "FinishReason", "Request", "TokenLogprobs"]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorKind = Literal["device", "adapter"]
+"""A step failed; or the sequence's adapter can't be had."""
 
 
 class Request(msgspec.Struct, kw_only=True):
@@ -54,7 +56,7 @@ class Event(msgspec.Struct, kw_only=True, array_like=True):
 
     `index` is the sequence within the request. `prompt_logprobs` comes once, with the first event
     of sequence 0; its first entry is None. `stop_reason` is the stop token id that ended it, None
-    for an end token. `error` is set with finish_reason "error".
+    for an end token. `error` is set with finish_reason "error", and `error_kind` says whose it is.
     """
 
     request_id: str
@@ -66,6 +68,7 @@ class Event(msgspec.Struct, kw_only=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     cached_tokens: int = 0
     error: str | None = None
+    error_kind: ErrorKind = "device"
     queue_s: float = 0.0
     guesses: tuple[int, int, int] = (0, 0, 0)
     """Of the sequence so far: drafts verified, tokens guessed, tokens that stood."""

@@ -16,7 +16,14 @@ from ranvier.adapters.placing import Placing
 from ranvier.adapters.registry import Adapters, Answer
 from ranvier.core.clock import Clock, MonotonicClock
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import CapacityError, DeviceError, ModelNotFound, RequestError, StateLost
+from ranvier.core.errors import (
+    CapacityError,
+    DeviceError,
+    ModelNotFound,
+    RanvierError,
+    RequestError,
+    StateLost,
+)
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.core.step import Runner
@@ -222,7 +229,7 @@ class Engine:
 
         False: the device lost its slots, and what was planned has ended.
         """
-        slots, lost, is_whole = self.scheduler.slots, dict[str, str](), True
+        slots, lost, is_whole = self.scheduler.slots, dict[str, RanvierError](), True
         for adapter in self.scheduler.wanted:
             adapters.want(adapter)
         adapters.expect(self.scheduler.upcoming)
@@ -233,14 +240,15 @@ class Engine:
             slots.placing.discard(adapter)
             if error is not None:
                 slots.forget(adapter)
-                lost[adapter] = error.message
+                lost[adapter] = error
                 is_whole = not isinstance(error, StateLost)
                 self._fail([], error)
         loading = adapters.loading
         self.adapter_answers += adapters.turn(lost)
         self._awaits_load = 0 < loading == adapters.loading and not arrived
         for adapter, reason in lost.items():
-            self._emit(self.scheduler.fail_adapter(adapter, reason))
+            events = self.scheduler.fail_adapter(adapter, reason.message)
+            self._emit(events if isinstance(reason, DeviceError) else _blame_adapter(events))
         return is_whole
 
     def _release_siblings(self, launch: Launch) -> None:
@@ -268,6 +276,13 @@ class Engine:
                 del self._live[event.request_id]
                 if self.adapters is not None and before[0].adapter:
                     self.adapters.release(before[0].adapter)
+
+
+def _blame_adapter(events: list[Event]) -> list[Event]:
+    """Ends that are no fault of the device."""
+    for event in events:
+        event.error_kind = "adapter"
+    return events
 
 
 def _adapters(sequences: Iterable[Sequence]) -> list[str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from ranvier.core.errors import (
     AdapterError,
+    AdapterUnavailable,
     ArtifactError,
     CapacityError,
     CheckpointError,
@@ -98,10 +99,9 @@ class Failure(msgspec.Struct, tag="failure"):
         for kind in (CapacityError, TooManyRequests):
             if self.kind == kind.__name__:
                 return kind(self.message, retry_after_s=self.retry_after_s, hint=self.hint)
-        if self.kind == ModelNotFound.__name__:
-            return ModelNotFound(self.message, param=self.param, hint=self.hint)
-        if self.kind == RequestError.__name__:
-            return RequestError(self.message, param=self.param, hint=self.hint)
+        for wrong in (AdapterUnavailable, ModelNotFound, RequestError):
+            if self.kind == wrong.__name__:
+                return wrong(self.message, param=self.param, hint=self.hint)
         return KINDS.get(self.kind, InternalError)(self.message, hint=self.hint)
 
 

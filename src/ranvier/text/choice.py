@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ranvier.core.errors import DeviceError
+from ranvier.core.errors import AdapterUnavailable, DeviceError
 from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.text.codec import TextCodec
@@ -39,7 +39,12 @@ class Choice:
         return self.logprob_sum / max(len(self.token_ids), 1)
 
     def take(self, event: Event) -> str:
-        """Take an event; the new text. Nothing changes after the end. Raises DeviceError."""
+        """Take an event; the new text. Nothing changes after the end.
+
+        Raises DeviceError or AdapterUnavailable.
+        """
+        if event.finish_reason == "error" and event.error_kind == "adapter":
+            raise AdapterUnavailable(event.error or "The adapter can't be had.", param="model")
         if event.finish_reason == "error":
             raise DeviceError(event.error or "A step failed.")
         if self.finish_reason is not None:

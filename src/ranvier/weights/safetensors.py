@@ -6,6 +6,7 @@ checked before a tensor is touched; a violation is a CheckpointError that names 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -46,22 +47,27 @@ class _Tensor:
 
 
 class SafetensorsFile:
-    """One mapped file: `names`, `shape(name)`, `read(name)`."""
+    """One mapped file: `names`, `shape(name)`, `read(name)`.
 
-    def __init__(self, path: Path) -> None:
+    `content` are the bytes of a file that was read already, since others may change it: a mapped
+    file that is made shorter ends the process that looks at it.
+    """
+
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
         self.path = path
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        size = path.stat().st_size if content is None else len(content)
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
             header_size = int.from_bytes(file.read(8), "little")
             if size < 8 or header_size > min(size - 8, LIMITS.header_json_bytes_max):
                 raise self._error("header length", header_size, f"at most {max(size - 8, 0)}")
             header = file.read(header_size)
         self._tensors = self._parse(header, size - 8 - header_size)
         offset = 8 + header_size
-        is_empty = offset >= size
-        self._data = (
-            np.zeros(0, np.uint8) if is_empty else np.memmap(path, np.uint8, "r", offset=offset)
-        )
+        self._data: NDArray[np.uint8] = np.zeros(0, np.uint8)
+        if content is not None:
+            self._data = np.frombuffer(content, np.uint8)[offset:]
+        elif offset < size:
+            self._data = np.memmap(path, np.uint8, "r", offset=offset)
 
     def names(self) -> list[str]:
         return list(self._tensors)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from ranvier.adapters.registry import Adapters
-from ranvier.core.errors import AdapterError, ModelNotFound, RequestError, TooManyRequests
+from ranvier.core.errors import (
+    AdapterError,
+    AdapterUnavailable,
+    ModelNotFound,
+    RequestError,
+    TooManyRequests,
+)
 from ranvier.core.limits import LIMITS
 from ranvier.sim.adapters import SimulatedLoader, simulated_weights
 
@@ -87,10 +93,12 @@ def test_what_is_read_again_must_be_the_same():
     adapters.add("b", "q", simulated_weights("e"))
     adapters.want("d")
     loader.digests = {"p": "changed"}
-    assert "has changed" in ends(adapters)[1]["d"]
+    changed = ends(adapters)[1]["d"]
+    assert isinstance(changed, AdapterUnavailable) and "has changed" in changed.message
+    assert not adapters.is_loaded("changed"), "other content is never kept under the name"
     adapters.want("d")
     loader.digests = {}
-    assert "no such adapter" in ends(adapters)[1]["d"]
+    assert "no such adapter" in ends(adapters)[1]["d"].message
     adapters.want("d")
     adapters.unload("a")
     assert ends(adapters) == ({}, {}), "nobody waits for it any more"

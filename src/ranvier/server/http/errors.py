@@ -29,8 +29,8 @@ __all__ = [
 LOG = logging.getLogger("ranvier.server")
 TYPES = {
     400: "BadRequestError", 401: "UnauthorizedError", 404: "NotFoundError",
-    405: "MethodNotAllowedError", 413: "RequestTooLargeError", 422: "UnprocessableEntityError",
-    501: "NotImplementedError", 503: "ServiceUnavailableError",
+    405: "MethodNotAllowedError", 409: "ConflictError", 413: "RequestTooLargeError",
+    422: "UnprocessableEntityError", 501: "NotImplementedError", 503: "ServiceUnavailableError",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ def read_lora(folder: Path, modules: Mapping[str, Shape], rank_max: int) -> Lora
     config = read_config(folder)
     _check_targets(folder, config, modules)
     path = folder / "adapter_model.safetensors"
-    file = _open(path, modules, rank_max)
+    content = _content(path, modules, rank_max)
+    try:
+        file = SafetensorsFile(path, content)
+    except CheckpointError as error:
+        raise AdapterError(error.message) from None
     found = _sort(path, file, modules)
     pairs, rank = {}, 0
     for name, sides in found.items():
@@ -79,20 +84,17 @@ def read_lora(folder: Path, modules: Mapping[str, Shape], rank_max: int) -> Lora
         pairs[name] = LoraPair(a, b * np.float32(config.scale_of(name)))
         rank = max(rank, own)
     digest = hashlib.sha256(config.identity())
-    digest.update(path.read_bytes())
+    digest.update(content)
     return Lora(digest.hexdigest(), rank, pairs)
 
 
-def _open(path: Path, modules: Mapping[str, Shape], rank_max: int) -> SafetensorsFile:
+def _content(path: Path, modules: Mapping[str, Shape], rank_max: int) -> bytes:
+    """The file, read once: its tensors and its digest are of the same bytes."""
     bound = 4 * rank_max * sum(sum(shape) for shape in modules.values()) + HEADER_BYTES_MAX
     try:
-        size = path.stat().st_size
-        if size > bound:
-            raise AdapterError(
-                f"{path}: {size} bytes; an adapter of rank {rank_max} for this model has at most "
-                f"{bound}.",
-            )
-        return SafetensorsFile(path)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(bound + 1) if size <= bound else b""
     except FileNotFoundError:
         hint = "An adapter is a folder with adapter_config.json and adapter_model.safetensors."
         if path.with_suffix(".bin").exists():
@@ -100,8 +102,13 @@ def _open(path: Path, modules: Mapping[str, Shape], rank_max: int) -> Safetensor
         raise AdapterError(f"{path}: there is no such file.", hint=hint) from None
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read: {error.strerror}.") from None
-    except CheckpointError as error:
-        raise AdapterError(error.message) from None
+    size = max(size, len(content))
+    if size > bound:
+        raise AdapterError(
+            f"{path}: {size} bytes; an adapter of rank {rank_max} for this model has at most "
+            f"{bound}.",
+        )
+    return content
 
 
 def _check_targets(folder: Path, config: LoraConfig, modules: Mapping[str, Shape]) -> None:

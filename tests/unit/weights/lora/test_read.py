@@ -11,6 +11,7 @@ import pytest
 
 from ranvier.core.errors import AdapterError
 from ranvier.weights.lora.read import read_lora
+from ranvier.weights.safetensors import SafetensorsFile
 from tests.adapters import LLAMA, full_name, modules_of, random_tensors, save_adapter
 
 MODULES = modules_of(LLAMA)
@@ -161,3 +162,17 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(AdapterError, match=r"adapter_config.json"):
             read_lora(folder, MODULES, 8)
+
+
+def test_a_file_that_is_cut_while_it_is_served_harms_nothing(tmp_path):
+    """A mapped file that others shorten would end the process."""
+    path = save(tmp_path / "a") / "adapter_model.safetensors"
+    content = path.read_bytes()
+    file = SafetensorsFile(path, content)
+    path.write_bytes(b"")
+    name = file.names()[0]
+    assert np.isfinite(file.read(name)).all()
+    for size in (0, 7, 100, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(AdapterError, match=r"adapter_model\.safetensors"):
+            read_lora(path.parent, MODULES, 16)
