@@ -25,13 +25,15 @@ from ranvier.targets.neuron.memory import weight_rows
 from ranvier.targets.numbers import MemorySizes
 
 
+@pytest.mark.parametrize("slots", [(), ("--max-loras", "3")], ids=["", "adapters"])
 @pytest.mark.parametrize("degree", ["1", "2"])
-def test_plan_and_compile_agree_on_programs_and_memory(capsys, tiny_model, degree):
+def test_plan_and_compile_agree_on_programs_and_memory(capsys, tiny_model, degree, slots):
     sizes = ["--max-model-len", "128", "--max-num-seqs", "2", "--tensor-parallel-size", degree]
+    sizes += slots
     where = ["--instance", "trn2.48xlarge", "--json"]
     assert main(["plan", str(tiny_model), *sizes, *where]) == 0
     planned = json.loads(capsys.readouterr().out)
-    target = ["--target", "neuron-trn2", "--dry-run"]
+    target = ["--target", "neuron-trn2", "--dry-run", *(["--enable-lora"] if slots else [])]
     assert main(["compile", str(tiny_model), *sizes, *where, *target]) == 0
     compiled = json.loads(capsys.readouterr().out)
     assert planned["memory"]["rows"] == compiled["memory"]["rows"]
@@ -40,7 +42,9 @@ def test_plan_and_compile_agree_on_programs_and_memory(capsys, tiny_model, degre
     own = planned["buckets"]
     names = [f"prefill.t{t}.c{c}" for t in own["prefill_tokens"] for c in own["contexts"] if t <= c]
     names += [f"decode.r{r}.c{c}" for r in own["decode_rows"] for c in own["contexts"]]
-    assert sorted(names) == sorted(program["name"] for program in compiled["programs"])
+    made = [program["name"] for program in compiled["programs"]]
+    assert sorted(names) == sorted(name for name in made if name != "adapter.place")
+    assert ("adapter.place" in made) is bool(slots)
     assert own["program_count"] == len(names)
 
 

@@ -229,18 +229,19 @@ def test_programs_with_an_fp8_cache_are_legal(kv_cache_dtype, target):
         assert ("f8E4M3FN" in str(module)) == (target == "trn3")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_programs_with_slots_of_adapters_are_legal(family):
+@pytest.mark.parametrize(("family", "ranks"), [("llama", 1), ("gemma3", 1), ("llama", 8)])
+def test_programs_with_slots_of_adapters_are_legal(family, ranks):
     spec = resolve(json.loads((GOLDENS / family / "config.json").read_text()))
     sizes = Sizes(
         dtype="bfloat16", kernels="reference", max_model_len=128, max_num_seqs=4,
         block_tokens=32, block_count=17, kv_layout="block", buckets=BUCKETS,
         logprobs_max=20, edits_max=100, adapter_slots=3, adapter_rank_max=16,
+        tensor_parallel=ranks,
     )  # fmt: skip
     table = programs(spec, sizes)
     assert table[-1].name == "adapter.place"
     for program in table:
-        module = program.lower("neuron").compiler_ir("stablehlo")
+        module = program.module("neuron")
         for target in ALL:
             assert [str(v) for v in lint(module, target)] == [], program.name
 

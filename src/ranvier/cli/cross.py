@@ -126,6 +126,8 @@ def _memory(planned: Any, instance: str | None, nnodes: int, name: str) -> Any:
         dtype=sizes.dtype,
         kv_dtype=sizes.dtype if sizes.kv_cache_dtype == "auto" else "fp8",
         program_count=len(sizes.buckets.prefill_programs) + len(sizes.buckets.decode_programs),
+        lora_slots=sizes.adapter_slots,
+        lora_rank=sizes.adapter_rank_max,
     )
     return fit(
         model_numbers(planned.spec, name), needs, machine, sizes.tensor_parallel,

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from ranvier.build.lora.form import adapter_form
 from ranvier.build.numbers import model_numbers
+from ranvier.build.programs import Sizes
+from ranvier.core.buckets import BucketSet
 from ranvier.core.errors import ConfigError
 from ranvier.models.table import resolve
 from ranvier.targets.neuron.instances import CHIPS, GIB, INSTANCES, find_instance
-from ranvier.targets.neuron.memory import degrees, fit, gqa_rule, largest_lengths, lora_bytes
+from ranvier.targets.neuron.memory import degrees, fit, gqa_rule, largest_lengths, slot_bytes
 from ranvier.targets.numbers import MemorySizes
+from ranvier.weights.lora.form import stack_bytes
 
 CONFIGS = Path(__file__).parents[2] / "data/configs"
 SIZES = MemorySizes(
@@ -88,11 +92,18 @@ def test_gqa_rule(heads, kv, t, stored, case):
     assert rule.case == case
 
 
-@pytest.mark.parametrize(("rank", "whole", "cut"), [(16, 4, 77), (32, 2, 38)])
-def test_lora_capacity_is_the_published_table(rank, whole, cut):
-    """AWS: 2 GB a core hold 4 (whole) and 77 (TP 32) adapters of Llama 70B at rank 16, in f32."""
-    assert int(2e9 / lora_bytes(LLAMA_70B, rank, "float32", 32, is_sharded=False)) == whole
-    assert int(2e9 / lora_bytes(LLAMA_70B, rank, "float32", 32)) == cut
+@pytest.mark.parametrize("cores", [1, 3, 8, 16])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-3.3-70b"])
+def test_slots_are_counted_as_the_build_makes_them(model, cores):
+    fields = json.loads((CONFIGS / model / "config.json").read_text())
+    spec = resolve(fields)
+    sizes = Sizes(
+        dtype="bfloat16", kernels="reference", max_model_len=64, max_num_seqs=4, block_tokens=32,
+        block_count=9, kv_layout="block", buckets=BucketSet(tokens=(8,)), logprobs_max=1,
+        edits_max=4, adapter_slots=3, adapter_rank_max=16, tensor_parallel=cores,
+    )  # fmt: skip
+    counted = 3 * slot_bytes(model_numbers(spec, model), 16, "bfloat16", cores)
+    assert counted == stack_bytes(adapter_form(spec, sizes))
 
 
 def test_lora_and_draft_are_counted():
@@ -103,7 +114,7 @@ def test_lora_and_draft_are_counted():
     alone = fit(LLAMA_8B, SIZES, instance, 32)
     assert more.bytes_of("draft weights") == alone.bytes_of("weights")
     assert more.bytes_of("draft kv") == alone.bytes_of("kv cache")
-    lora = 4 * lora_bytes(LLAMA_70B, 16, "bfloat16", 32)
+    lora = 4 * slot_bytes(LLAMA_70B, 16, "bfloat16", 32)
     assert more.bytes_of("lora") == lora
     assert more.total_bytes == plain.total_bytes + sum(
         more.bytes_of(kind) for kind in ("draft", "lora")

@@ -29,7 +29,7 @@ __all__ = [
     "gqa_rule",
     "kv_bytes",
     "largest_lengths",
-    "lora_bytes",
+    "slot_bytes",
     "weight_rows",
 ]
 
@@ -175,7 +175,7 @@ def fit(
         _kv("kv cache", model, sizes, tensor_parallel, axes.stages),
     ]
     if sizes.lora_slots:
-        rows.append(_lora(model, sizes, tensor_parallel * axes.stages))
+        rows.append(_lora(model, sizes, tensor_parallel, axes.stages))
     if sizes.draft is not None:
         drafted = weight_rows(sizes.draft, sizes, tensor_parallel)
         weights = sum(row.bytes for row in drafted)
@@ -237,18 +237,17 @@ def largest_lengths(
     return found
 
 
-def lora_bytes(
-    model: ModelNumbers, rank: int, dtype: str, tensor_parallel: int, *, is_sharded: bool = True
-) -> float:
-    """Bytes of one adapter on all linears, per core.
+def slot_bytes(model: ModelNumbers, rank: int, dtype: str, tensor_parallel: int) -> float:
+    """Bytes of one slot for an adapter of all linears, per core.
 
-    Sharded: both factors cut, size/t. Else one factor is whole on every core: size/2 at best.
-    Source: AWS's LoRA capacity table (2 GB a core, rank 16, f32: Llama 70B 4 and 77 adapters).
+    Of what is cut by its outputs a core has B's part and all of A, of what is cut by its inputs A's
+    part and all of B (build/lora/form.py).
     """
-    d, q, kv = model.hidden, model.heads * model.head_size, model.kv_heads * model.head_size
-    ends = (d + q) + 2 * (d + kv) + (q + d) + 3 * (d + model.intermediate)
-    size = model.layers * rank * ends * dtype_bytes(dtype)
-    return size / tensor_parallel if is_sharded else size / 2
+    t, rule = tensor_parallel, gqa_rule(model.heads, model.kv_heads, tensor_parallel)
+    q, kv = (heads // t * model.head_size for heads in (rule.query_heads, rule.kv_heads))
+    mlp = math.ceil(model.intermediate / t)
+    parts = q + 2 * kv + q + 2 * mlp + mlp
+    return model.layers * rank * (7 * model.hidden + parts) * dtype_bytes(dtype)
 
 
 def _degree(model: ModelNumbers, instance: Instance, t: int, cores: int, axes: Axes) -> Degree:
@@ -349,9 +348,13 @@ def _kv(kind: str, model: ModelNumbers, sizes: MemorySizes, t: int, stages: int 
     return MemoryRow(kind, kv_bytes(model, sizes, t, stages), text)
 
 
-def _lora(model: ModelNumbers, sizes: MemorySizes, t: int) -> MemoryRow:
-    each = lora_bytes(model, sizes.lora_rank, sizes.dtype, t)
-    text = f"{sizes.lora_slots} slots x rank {sizes.lora_rank} x (inputs + outputs) / {t}"
+def _lora(model: ModelNumbers, sizes: MemorySizes, t: int, stages: int) -> MemoryRow:
+    wide = "float32" if sizes.dtype == "float32" else "bfloat16"
+    each = slot_bytes(model, sizes.lora_rank, wide, t) / stages
+    text = (
+        f"{sizes.lora_slots} slots x rank {sizes.lora_rank} x (7 x {model.hidden} + parts of q, k, "
+        "v, o, gate, up, down)"
+    )
     return MemoryRow("lora slots", math.ceil(sizes.lora_slots * each), text)
 
 
