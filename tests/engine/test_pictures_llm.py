@@ -21,14 +21,14 @@ SIDE, MARK = 16, "<image>"
 PROCESSOR = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 
 
-def tokenizer():
+def tokenizer(mark=MARK):
     """Words w0 ... w127, the picture's mark in the place of w5."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-    vocab = {MARK if i == 5 else f"w{i}": i for i in range(128)}
+    vocab = {mark if i == 5 else f"w{i}": i for i in range(128)}
     made = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.add_special_tokens([AddedToken(MARK, special=True)])
+    made.add_special_tokens([AddedToken(mark, special=True)])
     return made.to_str()
 
 
@@ -45,8 +45,8 @@ def seeing(tmp_path_factory):
     llm.close()
 
 
-def picture(seed):
-    values = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+def picture(seed, height=SIDE, width=SIDE):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(values)
 
 
@@ -134,6 +134,10 @@ def test_chat_takes_image_parts(seeing):
     messages = [{"role": "user", "content": content}]
     (out,) = seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
     assert [out.outputs[0].token_ids] == tokens(seeing, prompt(f"w10 {MARK} w11", picture(1)))
-    content[1]["image_url"]["url"] = "http://127.0.0.1/a.png"
-    with pytest.raises(RequestError, match="Only data: and file:"):
-        seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
+    for other, told in (
+        ("http://127.0.0.1/a.png", "not fetched from this host"),
+        ("file:///etc/passwd", "file: URLs are not allowed"),
+    ):
+        content[1]["image_url"]["url"] = other
+        with pytest.raises(RequestError, match=told):
+            seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)

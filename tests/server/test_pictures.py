@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from ranvier import LLM
+from ranvier.cli.media import open_desk
 from ranvier.cli.options.settings import parse_options
-from ranvier.cli.wire import ensure_artifact, load_engine, open_codec, open_vision
+from ranvier.cli.wire import ensure_artifact, load_engine, open_codec
 from ranvier.core.limits import LIMITS
 from ranvier.server.app import make_app
 from ranvier.server.options import ServerOptions
@@ -46,18 +47,19 @@ def server(request, tmp_path_factory):
     given = {
         "model": str(folder), "dtype": "float32", "max_model_len": 192, "max_num_seqs": 4,
         "artifacts": str(folder.parent / "artifacts"),
+        "allowed_local_media_path": str(folder.parent / "in"),
     }  # fmt: skip
+    (folder.parent / "in").mkdir()
+    picture(7).save(folder.parent / "in/a.png")
+    picture(7).save(folder.parent / "out.png")
     options = parse_options(given)
     artifact = ensure_artifact(options)
     engine = load_engine(artifact, options, [])
     info = engine.runner.info
     codec = open_codec(artifact, info.vocab_size, info.model_len_max, options)
-    vision = open_vision(artifact, codec)
-    (folder.parent / "in").mkdir()
-    picture(7).save(folder.parent / "in/a.png")
-    picture(7).save(folder.parent / "out.png")
-    own = ServerOptions(model_names=("sees",), allowed_local_media_path=str(folder.parent / "in"))
-    running = Server(engine, lambda client: make_app(own, codec, client, info, vision=vision))
+    desk = open_desk(artifact, codec, info.vision, options)
+    own = ServerOptions(model_names=("sees",))
+    running = Server(engine, lambda client: make_app(own, codec, client, info, pictures=desk))
     running.folder, running.given = folder.parent, given
     yield running
     running.stop()
@@ -210,6 +212,15 @@ def test_what_is_no_picture_is_a_400_without_library_text(server, ai, name):
 def test_what_a_conversation_may_not_hold_is_named(ai, parts, said):
     with pytest.raises(openai.BadRequestError, match=said):
         ask(ai, *parts)
+
+
+def test_kwargs_of_a_request_need_the_operators_trust(ai):
+    for content in ("w10", [shown(1)]):
+        with pytest.raises(openai.BadRequestError, match="Start .* --trust-request-mm-kwargs"):
+            ai.chat.completions.create(
+                model="sees", messages=[{"role": "user", "content": content}],
+                extra_body={"mm_processor_kwargs": {"size": 1}},
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["out.png", "in/../out.png", "in/none.png"])

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ranvier.build.vision.encoders import resolve_vision, units_of_patches, without_pictures
 from ranvier.build.vision.padding import with_stored_padding
 from ranvier.cli.neuron import bucket_request
+from ranvier.cli.options.media import picture_limit
 from ranvier.cli.options.settings import Options, bucket_lists, say
-from ranvier.core.errors import ConfigError
-from ranvier.core.limits import LIMITS
+from ranvier.core.errors import CheckpointError, ConfigError, RequestError
 from ranvier.core.media import VisionInfo
-from ranvier.models.spec import DecoderSpec
+from ranvier.media.process.prepared import Configs
+from ranvier.media.process.table import FAMILIES
+from ranvier.media.vision import check_kwargs
+from ranvier.models.spec import DecoderSpec, VisionSpec
 from ranvier.weights.checkpoint import Checkpoint
 
-__all__ = ["PICTURES_DEFAULT", "of_pictures", "picture_limit", "vision_of"]
-
-PICTURES_DEFAULT = 8
-"""Pictures of one prompt."""
-
-
-def picture_limit(given: Mapping[str, Any] | None) -> int:
-    """Pictures that a prompt may hold. Raises ConfigError."""
-    limits = dict(given or {})
-    count = limits.pop("image", PICTURES_DEFAULT)
-    for name, value in limits.items():
-        if name not in ("video", "audio") or value != 0:
-            raise ConfigError(
-                f"limit_mm_per_prompt: {name} is {value!r}; only pictures are served.",
-                hint='Give {"image": N}.',
-            )
-    if type(count) is not int or not 0 <= count <= LIMITS.images_max:
-        raise ConfigError(
-            f"limit_mm_per_prompt: image must be an integer in [0, {LIMITS.images_max}], is "
-            f"{count!r}."
-        )
-    return count
+__all__ = ["of_pictures", "vision_of"]
 
 
 def of_pictures(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderSpec:
@@ -54,14 +35,31 @@ def of_pictures(options: Options, spec: DecoderSpec, checkpoint: Checkpoint) -> 
 
 def vision_of(options: Options, spec: DecoderSpec, model_len_max: int) -> VisionInfo | None:
     """The bounds of the encoder; None where there is none. Raises ConfigError."""
+    kwargs = options.mm_processor_kwargs or {}
     if spec.vision is None:
+        if kwargs:
+            raise ConfigError("mm_processor_kwargs: this build takes no pictures.")
         return None
     limit = picture_limit(options.limit_mm_per_prompt)
     listed = bucket_request(
         options.additional_config, options.override_neuron_config, bucket_lists()
     ).pictures
-    units: tuple[int, ...] = ()
+    units = _units(spec.vision, kwargs)
     if listed is not None:
         units = units_of_patches(spec.vision, listed.sizes)
         say(f"{listed.key}: encode programs of {list(units)} {spec.vision.unit}")
     return resolve_vision(spec, model_len_max, limit, units)
+
+
+def _units(vision: VisionSpec, kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """Buckets that mm_processor_kwargs need beyond the model's own. Raises ConfigError."""
+    processor = FAMILIES[vision.family].processor
+    try:
+        check_kwargs(kwargs, processor.adjustable)
+        if vision.family != "gemma3" or not kwargs.get("do_pan_and_scan"):
+            return ()
+        return tuple(sorted({*vision.units, processor.read(Configs({}, kwargs, {})).units_max}))
+    except RequestError as error:
+        raise ConfigError(error.message, hint=error.hint) from None
+    except CheckpointError as error:
+        raise ConfigError(f"mm_processor_kwargs: {error.message}") from None

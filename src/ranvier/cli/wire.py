@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ranvier.cli.adapters import load_modules, open_adapters
+from ranvier.cli.media import open_reader
 from ranvier.cli.neuron import explain_nxdi_root, refuse_nxdi_model
 from ranvier.cli.options.settings import (
     Options,
@@ -43,7 +43,6 @@ from ranvier.weights.override import OverriddenCheckpoint, TextSource
 if TYPE_CHECKING:
     from ranvier.artifact.manifest import ArtifactKey, Manifest
     from ranvier.cli.sizes import Plan
-    from ranvier.media.vision import Vision
     from ranvier.runtime.runner import DeviceRunner
 
 __all__ = [
@@ -58,7 +57,6 @@ __all__ = [
     "open_engine",
     "open_model",
     "open_runner",
-    "open_vision",
     "plan",
 ]
 
@@ -78,10 +76,8 @@ class LLM(Offline):
         parsed = parse_options({"model": model, **options})
         folder = ensure_artifact(parsed)
         engine, codec = _open(folder, parsed, [])
-        seeing = None
-        if engine.runner.info.vision is not None:
-            seeing = functools.partial(open_vision, folder, codec)
-        super().__init__(engine, codec, seed=parsed.seed, open_vision=seeing)
+        pictures = open_reader(folder, codec, engine.runner.info.vision, parsed)
+        super().__init__(engine, codec, seed=parsed.seed, pictures=pictures)
         load_modules(self, parsed)
 
     @classmethod
@@ -104,17 +100,6 @@ def _open(folder: Path, options: Options, phases: Phases) -> tuple[Engine, TextC
     codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
     phases.append(("load tokenizer", time.perf_counter() - start))
     return engine, codec
-
-
-def open_vision(folder: Path, codec: TextCodec) -> Vision:
-    """The image side of an artifact. Raises CheckpointError."""
-    from ranvier.media.process.prepared import Configs
-    from ranvier.media.vision import Vision
-
-    text = ModelFolder(folder / "text")
-    model = ModelFolder(folder).fields("config.json", is_required=True)
-    image, processor = (text.fields(f"{n}_config.json") for n in ("preprocessor", "processor"))
-    return Vision(Configs(model, image, processor), codec.tokenizer.token_to_id)
 
 
 def load_engine(folder: Path, options: Options, phases: Phases) -> Engine:

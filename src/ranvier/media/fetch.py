@@ -61,7 +61,7 @@ class Fetcher:
         accepts: Callable[[str], bool] = is_public,
     ) -> None:
         self._domains = frozenset(domain.lower().rstrip(".") for domain in domains)
-        self._folder = None if folder is None else folder.resolve()
+        self.folder = None if folder is None else folder.resolve()
         self._accepts = accepts
 
     async def fetch(self, url: str) -> bytes:
@@ -82,27 +82,24 @@ class Fetcher:
         except (OSError, httptools.HttpParserError, asyncio.IncompleteReadError):
             raise _refused("The picture could not be fetched from its host.") from None
 
-    def read_local(self, url: str) -> bytes:
-        """The bytes of a data: or file: URL; no other is taken. Raises RequestError."""
-        if url[:5].lower() == "data:":
-            return _inline(url)
-        if url[:5].lower() == "file:":
-            return self.read_file(url)
-        raise _refused("Only data: and file: URLs are read here.", "Give the picture itself.")
-
     def read_file(self, url: str) -> bytes:
+        """The file of a file: URL. Raises RequestError."""
+        rest = url[5:]
+        return self.read_path(
+            unquote(rest[2:].removeprefix("localhost") if rest.startswith("//") else rest)
+        )
+
+    def read_path(self, path: str) -> bytes:
         """A file below the allowed folder, links resolved. Raises RequestError."""
-        if self._folder is None:
+        if self.folder is None:
             raise _refused(
                 "file: URLs are not allowed.", "Start with --allowed-local-media-path FOLDER."
             )
-        rest = url[5:]
-        path = unquote(rest[2:].removeprefix("localhost") if rest.startswith("//") else rest)
         denied = _refused("The file is not there, or not below the allowed folder.")
         if not path.startswith("/") or "\x00" in path:
             raise denied
         real = os.path.realpath(path)
-        if not Path(real).is_relative_to(self._folder):
+        if not Path(real).is_relative_to(self.folder):
             raise denied
         try:
             # The last part cannot turn into a link, nor the file into a pipe that never ends.

@@ -6,21 +6,23 @@ counts; the engine's limits are checked against VisionInfo (core/fit).
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ranvier.core.errors import CheckpointError, RequestError
-from ranvier.core.media import ImageItem, PromptMedia
-from ranvier.media.process.prepared import Configs, ImageProcessor, Prepared
+from ranvier.core.media import ImageItem, PromptMedia, VisionInfo
+from ranvier.media.process.prepared import Adjustable, Configs, ImageProcessor, Prepared
 from ranvier.media.process.table import FAMILIES, Family
 
-__all__ = ["Vision", "WovenPrompt", "rope_axes"]
+__all__ = ["Vision", "WovenPrompt", "check_kwargs", "rope_axes"]
 
 DIGEST_BYTES = 20
+KWARGS = "mm_processor_kwargs"
 Encode = Callable[[str], list[int]]
 
 
@@ -33,12 +35,26 @@ class WovenPrompt:
 
 
 class Vision:
-    """One model's family, its processor and its image tokens. Raises CheckpointError."""
+    """One model's family, its processor and its image tokens.
 
-    def __init__(self, configs: Configs, token_id: Callable[[str], int | None]) -> None:
-        self._configs = configs
+    `kwargs` are the operator's mm_processor_kwargs, `info` what the encoder was compiled for.
+    Raises CheckpointError, and RequestError for kwargs.
+    """
+
+    def __init__(
+        self,
+        configs: Configs,
+        token_id: Callable[[str], int | None],
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        info: VisionInfo | None = None,
+    ) -> None:
+        self.configs = configs
+        self._info = info
         self.family = _family(configs.model)
         self._processor = self.family.processor.read(configs)
+        if kwargs:
+            self.configs, self._processor = self._adjusted(kwargs)
         self._ids: dict[str, int] = {}
         for token in self.family.forbidden:
             found = token_id(token)
@@ -57,25 +73,32 @@ class Vision:
         return self.family.placeholder
 
     def processor(self, kwargs: Mapping[str, Any] | None = None) -> ImageProcessor:
-        """The processor, changed by mm_processor_kwargs. Raises RequestError."""
-        if not kwargs:
-            return self._processor
+        """The processor, changed by a request's mm_processor_kwargs. Raises RequestError."""
+        return self._adjusted(kwargs)[1] if kwargs else self._processor
+
+    def _adjusted(self, kwargs: Mapping[str, Any]) -> tuple[Configs, ImageProcessor]:
+        """Fields changed, and the processor that reads them. Raises RequestError.
+
+        No picture may become more than the encoder takes, or than it became before.
+        """
         known = self.family.processor.adjustable
-        for name in kwargs:
-            if name not in known:
-                told = ", ".join(sorted(known)) or "none"
-                raise RequestError(
-                    f"mm_processor_kwargs: {name[:64]!r} is not supported for this model; "
-                    f"known: {told}.",
-                    param="mm_processor_kwargs",
-                )
-        image = {**self._configs.image, **kwargs}
-        configs = Configs(self._configs.model, image, self._configs.processor)
+        check_kwargs(kwargs, known)
+        outranked = {field for name in kwargs for field in known[name].outranks}
+        kept = {k: v for k, v in self.configs.image.items() if k not in outranked}
+        configs = replace(self.configs, image={**kept, **kwargs})
         try:
-            return self.family.processor.read(configs)
+            processor = self.family.processor.read(configs)
         except CheckpointError as error:
-            told = f"mm_processor_kwargs: {error.message}"
-            raise RequestError(told, param="mm_processor_kwargs") from None
+            raise RequestError(f"{KWARGS}: {error.message}", param=KWARGS) from None
+        info, found = self._info, processor.units_max
+        if info is not None and found > max(info.units[-1], self._processor.units_max):
+            raise RequestError(
+                f"{KWARGS}: a picture could become {found} {info.unit}; the encoder takes at "
+                f"most {info.units[-1]}.",
+                param=KWARGS,
+                hint="Give smaller numbers.",
+            )
+        return configs, processor
 
     def check_text(self, text: str, param: str) -> None:
         """Raise RequestError for text of a user that spells an image token."""
@@ -156,6 +179,33 @@ class Vision:
                 param=param,
                 hint=f"Write {self.placeholder!r} once for each picture, and nowhere else.",
             )
+
+
+def check_kwargs(kwargs: Mapping[str, Any], known: Mapping[str, Adjustable]) -> None:
+    """Raise RequestError for a name that is not known, also within a field."""
+    for name, value in kwargs.items():
+        _check_name(name, known)
+        keys = known[name].keys
+        if keys and not isinstance(value, Mapping):
+            raise RequestError(
+                f"{KWARGS}: {name} must be an object of {', '.join(keys)}.", param=KWARGS
+            )
+        for key in value if keys else ():
+            _check_name(key, keys, f" of {name}")
+
+
+def _check_name(name: Any, known: Iterable[str], where: str = "") -> None:
+    names = sorted(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(str(name), names, 1, 0.5)
+    told = f"Did you mean {near[0]}? " if near else ""
+    raise RequestError(
+        f"{KWARGS}: {str(name)[:64]!r}{where} is not supported for this model; known: "
+        f"{', '.join(names) or 'none'}.",
+        param=KWARGS,
+        hint=f"{told}Pictures are else prepared as the model's own processor says.",
+    )
 
 
 def _family(config: Mapping[str, Any]) -> Family:

@@ -14,13 +14,10 @@ from ranvier.core.errors import ConfigError, RequestError
 from ranvier.core.request import EngineStats, Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.engine.loop import Engine
-from ranvier.media.decode import decode, read_picture
-from ranvier.media.fetch import Fetcher
-from ranvier.media.parts import Render, check_texts, image_urls, render_parts
-from ranvier.media.vision import Vision
 from ranvier.offline.adapters import AdapterDesk, LoRARequest
 from ranvier.offline.metrics import Metric, snapshot
 from ranvier.offline.outputs import CompletionOutput, Logprob, RequestOutput
+from ranvier.offline.pictures import PictureReader
 from ranvier.offline.prompts import Content, Prompt, read_prompts
 from ranvier.speculate.tally import Tally
 from ranvier.text.choice import Choice, best_choices
@@ -42,9 +39,6 @@ UNSUPPORTED = {
     "apply_model": "foreign code is not run in the engine",
 }
 """vLLM's methods that this LLM does not have, and why."""
-UNSUPPORTED_CHAT = {
-    "mm_processor_kwargs": "pictures are prepared as the model's own processor says",
-}
 
 
 class Offline:
@@ -59,11 +53,9 @@ class Offline:
         codec: TextCodec,
         *,
         seed: int = 0,
-        open_vision: Callable[[], Vision] | None = None,
+        pictures: PictureReader | None = None,
     ) -> None:
-        """`open_vision`: the image side, opened for the first picture."""
-        self._open_vision = open_vision
-        self._vision: Vision | None = None
+        self._pictures = pictures or PictureReader()
         self._engine = engine
         self._codec = codec
         self._seed = seed
@@ -121,31 +113,21 @@ class Offline:
         """Answer one conversation, or each of a list of them, through the model's template.
 
         Options, by vLLM's names: chat_template, add_generation_prompt, continue_final_message,
-        tools, chat_template_kwargs, chat_template_content_format, lora_request.
+        tools, chat_template_kwargs, chat_template_content_format, lora_request,
+        mm_processor_kwargs.
         Raises RequestError.
         """
         several = messages if messages and isinstance(messages[0], list) else [messages]
         lora_request = options.pop("lora_request", None)
-        fields = _template_options(options)
-        prompts: list[Prompt] = []
-        for conversation in several:
-            render = functools.partial(self._codec.render_chat, **fields)
-            prompts.append(self._chat_prompt(conversation, render))  # type: ignore[arg-type]
+        kwargs = options.pop("mm_processor_kwargs", None) or {}
+        render = functools.partial(self._codec.render_chat, **_template_options(options))
+        encode = functools.partial(self._codec.encode, add_special_tokens=False)
+        read = self._pictures.chat_prompt
+        prompts: list[Prompt] = [
+            read(conversation, render, encode, kwargs)  # type: ignore[arg-type]
+            for conversation in several
+        ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
-
-    def _chat_prompt(self, messages: list[dict[str, Any]], render: Render) -> Prompt:
-        """A conversation as a prompt; data: URLs of its image parts are its pictures."""
-        urls = image_urls(messages)
-        if not urls:
-            text = render(messages)
-            ids = self._codec.encode(text, add_special_tokens=False)
-            return {"prompt": text, "prompt_token_ids": ids}
-        vision = self._see()
-        check_texts(vision, messages)
-        text = render_parts(vision, messages, len(urls), render)
-        pictures = [decode(Fetcher().read_local(url)) for url in urls]
-        ids = self._codec.encode(text, add_special_tokens=False)
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
     def load_adapter(self, name: str, path: str, *, load_inplace: bool = False) -> None:
         """Serve the LoRA adapter in a folder under a name. Raises what is wrong with it."""
@@ -203,7 +185,7 @@ class Offline:
         content = ids if ids is not None else prompt.text or ""
         index = int(name.split("-")[0])
         seed = (self._seed << 32) + index
-        request = self._request(name, content, params, seed, prompt.pictures)
+        request = self._request(name, prompt, content, params, seed)
         request.cache_salt, request.adapter = prompt.cache_salt, adapter
         self._engine.scheduler.check(request)
         count = self._engine.scheduler.info.buckets.lookahead
@@ -212,31 +194,23 @@ class Offline:
     def _request(
         self,
         name: str,
+        prompt: Content,
         content: str | list[int],
         params: SamplingParams,
         seed: int,
-        pictures: Sequence[Any],
     ) -> Request:
-        if not pictures:
+        if not prompt.pictures:
+            self._pictures.check_kwargs(prompt.kwargs)
             return self._codec.make_request(name, content, params, seed)
-        vision = self._see()
         if params.truncate_prompt_tokens is not None:
             raise RequestError(
                 "A prompt with pictures is not truncated.", param="truncate_prompt_tokens"
             )
-        prepare = vision.processor().prepare
-        prepared = [prepare(read_picture(picture)) for picture in pictures]
-        woven = vision.weave(content, prepared, self._codec.encode, "prompt")
-        request = self._codec.make_request(name, woven.token_ids, params, seed, vision.token_ids)
+        woven = self._pictures.weave(prompt, content, self._codec.encode)
+        known = self._pictures.see().token_ids
+        request = self._codec.make_request(name, woven.token_ids, params, seed, known)
         request.media = woven.media
         return request
-
-    def _see(self) -> Vision:
-        """The image side of the model. Raises RequestError."""
-        if self._open_vision is None:
-            raise RequestError("This model takes no pictures.", param="multi_modal_data")
-        self._vision = self._vision or self._open_vision()
-        return self._vision
 
     def _run(self, collectors: list[_Collector], use_tqdm: bool | Callable[..., Any]) -> None:
         if self._is_closed:
@@ -361,6 +335,5 @@ def _template_options(given: dict[str, Any]) -> dict[str, Any]:
     known = ("chat_template", "add_generation_prompt", "continue_final_message", "tools")
     for name in options:
         if name not in known:
-            reason = UNSUPPORTED_CHAT.get(name, f"known are {', '.join(known)}")
-            _refuse(name, True, reason)
+            _refuse(name, True, f"known are {', '.join(known)}")
     return {**options, **variables}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ranvier.core.errors import RequestError
@@ -15,7 +15,6 @@ Prompt = str | Mapping[str, Any] | Sequence[int]
 
 REFUSED = {
     "multi_modal_uuids": "pictures are told apart by their content",
-    "mm_processor_kwargs": "pictures are prepared as the model's own processor says",
     "prompt_embeds": "prompts are text or token ids",
     "encoder_prompt": "encoder-decoder models are not served",
     "decoder_prompt": "encoder-decoder models are not served",
@@ -31,7 +30,9 @@ class Content:
     token_ids: list[int] | None
     cache_salt: str = ""
     pictures: tuple[Any, ...] = ()
-    """As they were given: Pillow's, or arrays of numpy."""
+    """As they were given: Pillow's, arrays of numpy, or paths."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """mm_processor_kwargs: how they are prepared."""
 
 
 def read_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Content]:
@@ -58,11 +59,14 @@ def _content(prompt: Prompt) -> Content:
 def _from_fields(fields: dict[str, Any]) -> Content:
     text, ids = fields.pop("prompt", None), fields.pop("prompt_token_ids", None)
     salt, pictures = fields.pop("cache_salt", None), _pictures(fields.pop("multi_modal_data", None))
+    kwargs = fields.pop("mm_processor_kwargs", None) or {}
     for name, value in fields.items():
         if name in REFUSED and value is None:
             continue
         reason = REFUSED.get(
-            name, "known are prompt, prompt_token_ids, multi_modal_data and cache_salt"
+            name,
+            "known are prompt, prompt_token_ids, multi_modal_data, mm_processor_kwargs and "
+            "cache_salt",
         )
         raise RequestError(f"A prompt's field {name!r} is not supported: {reason}.", param=name)
     if text is None and ids is None:
@@ -73,7 +77,9 @@ def _from_fields(fields: dict[str, Any]) -> Content:
         raise RequestError("prompt_token_ids must be a list of ids.", param="prompt_token_ids")
     if salt is not None and not isinstance(salt, str):
         raise RequestError("cache_salt must be text.", param="cache_salt")
-    return Content(text, None if ids is None else list(ids), salt or "", pictures)
+    if not isinstance(kwargs, Mapping):
+        raise RequestError("mm_processor_kwargs must be a dict.", param="mm_processor_kwargs")
+    return Content(text, None if ids is None else list(ids), salt or "", pictures, kwargs)
 
 
 def _pictures(data: Any) -> tuple[Any, ...]:

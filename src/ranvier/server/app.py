@@ -21,13 +21,13 @@ from starlette.routing import Route
 from ranvier.core.errors import RequestError
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
-from ranvier.media.vision import Vision
 from ranvier.server.adapters import AdapterRoutes
 from ranvier.server.generate import Generation
 from ranvier.server.http.errors import HANDLERS, error_response, json_response
 from ranvier.server.http.front import OPEN_PATHS, Front
 from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
+from ranvier.server.pictures import PictureDesk
 from ranvier.server.wire.answers import Chat, Completion, ModelCard, ModelList
 from ranvier.server.wire.openapi import RouteRow, openapi
 from ranvier.server.wire.requests import (
@@ -198,11 +198,11 @@ def make_app(
     info: RunnerInfo,
     *,
     created: int = 0,
-    vision: Vision | None = None,
+    pictures: PictureDesk | None = None,
 ) -> Starlette:
     """The ASGI application over a running engine; `state` has its gate and its adapters."""
     metrics = Metrics(options, info.model_len_max)
-    generation = Generation(options, codec, client, metrics, info, vision)
+    generation = Generation(options, codec, client, metrics, info, pictures)
     metrics.attach(client.stats, generation.gate)
     metrics.adapter_slots = info.adapter_slots
     client.on_stats = metrics.heard

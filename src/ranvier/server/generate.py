@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -21,9 +20,6 @@ from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
-from ranvier.media.fetch import Fetcher
-from ranvier.media.parts import image_urls
-from ranvier.media.vision import Vision
 from ranvier.server.adapters import ServedAdapters
 from ranvier.server.answer import Answer, Job
 from ranvier.server.gate import Gate
@@ -34,7 +30,7 @@ from ranvier.server.http.stream import EventStream, until_gone
 from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
 from ranvier.server.per_request import Telling
-from ranvier.server.pictures import PictureDesk
+from ranvier.server.pictures import Conversation, PictureDesk
 from ranvier.server.wire.requests import ChatRequest, CompletionRequest, GenerateRequest
 from ranvier.text.codec import TextCodec
 
@@ -62,7 +58,7 @@ class Generation:
         client: EngineClient,
         metrics: Metrics,
         info: RunnerInfo,
-        vision: Vision | None = None,
+        pictures: PictureDesk | None = None,
     ) -> None:
         self.options = options
         self.codec = codec
@@ -70,9 +66,7 @@ class Generation:
         self.metrics = metrics
         self.info = info
         self.adapters = ServedAdapters(options, client)
-        folder = options.allowed_local_media_path
-        fetcher = Fetcher(options.allowed_media_domains, Path(folder) if folder else None)
-        self.pictures = PictureDesk(vision, fetcher, info.vision.images_max if info.vision else 0)
+        self.pictures = pictures or PictureDesk()
         self.log = RequestLog(options)
         self.gate = Gate(
             rows=info.rows_max,
@@ -138,8 +132,11 @@ class Generation:
         self, body: ChatRequest, held: ExitStack
     ) -> tuple[list[int], PromptMedia | None]:
         """Ids of a conversation, and its pictures, which count until `held` is left."""
-        urls = image_urls(body.messages)
-        if not urls:
+        kwargs = body.mm_processor_kwargs or {}
+        if kwargs:
+            _check_trusted(self.options.trust_request_mm_kwargs, "mm_processor_kwargs")
+            self.pictures.check(kwargs)
+        if not Conversation(body.messages).urls:
             return await self.render(body), None
         if body.truncate_prompt_tokens is not None:
             raise RequestError(
@@ -147,8 +144,7 @@ class Generation:
             )
         special = bool(body.add_special_tokens)
         return await self.pictures.weave(
-            [_with_role(m) for m in body.messages],
-            urls,
+            Conversation([_with_role(m) for m in body.messages], kwargs),
             self._renderer(body),
             lambda text: self.codec.encode(text, add_special_tokens=special),
             held,
@@ -156,12 +152,8 @@ class Generation:
 
     def _renderer(self, body: Any) -> Callable[[list[dict[str, Any]]], str]:
         """Messages to text. The template runs in a process that ends it when it is slow."""
-        if body.chat_template is not None and not self.options.trust_request_chat_template:
-            raise RequestError(
-                "chat_template of a request is not trusted.",
-                param="chat_template",
-                hint="Start the server with --trust-request-chat-template.",
-            )
+        if body.chat_template is not None:
+            _check_trusted(self.options.trust_request_chat_template, "chat_template")
         kwargs = {**self.options.default_chat_template_kwargs, **(body.chat_template_kwargs or {})}
         reserved = sorted(RESERVED & kwargs.keys())
         if reserved:
@@ -302,6 +294,17 @@ class Generation:
         with held:
             whole = await _unless_gone(http, answer.whole(entry))
         return json_response(whole, headers=headers)
+
+
+def _check_trusted(is_trusted: bool, name: str) -> None:
+    """Raise RequestError for a field that a request may bring only where the operator says so."""
+    if not is_trusted:
+        flag = {"mm_processor_kwargs": "mm-kwargs"}.get(name, name.replace("_", "-"))
+        raise RequestError(
+            f"{name} of a request is not trusted.",
+            param=name,
+            hint=f"Start the server with --trust-request-{flag}.",
+        )
 
 
 def _truncated(

@@ -25,6 +25,7 @@ class ServerOptions:
     default_chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     response_role: str = "assistant"
     trust_request_chat_template: bool = False
+    trust_request_mm_kwargs: bool = False
     return_tokens_as_token_ids: bool = False
     enable_force_include_usage: bool = False
     enable_prompt_tokens_details: bool = True
@@ -46,8 +47,6 @@ class ServerOptions:
     enable_log_requests: bool = False
     enable_log_outputs: bool = False
     max_log_len: int | None = None
-    allowed_media_domains: tuple[str, ...] = ()
-    allowed_local_media_path: str | None = None
     lora_folder: str | None = None
     allow_runtime_lora_updating: bool = False
     cache_labels: dict[str, str] = field(default_factory=dict)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 from ranvier.core.errors import CapacityError, RequestError
 from ranvier.core.limits import LIMITS
 from ranvier.core.media import PromptMedia
 from ranvier.media.decode import decode
 from ranvier.media.fetch import Fetcher
-from ranvier.media.parts import Message, Render, check_texts, render_parts
+from ranvier.media.parts import Message, Render, check_texts, image_urls, render_parts
 from ranvier.media.process.prepared import ImageProcessor, Prepared
 from ranvier.media.vision import Vision
 
-__all__ = ["PictureDesk"]
+__all__ = ["Conversation", "PictureDesk"]
 
 DECODED_AT_ONCE = 2
 """Each takes its pixels several times over."""
@@ -24,12 +26,31 @@ FETCHED_AT_ONCE = 8
 PARAM = "messages"
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, and how its pictures are prepared."""
+
+    messages: list[Message]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """The request's mm_processor_kwargs."""
+
+    @property
+    def urls(self) -> list[str]:
+        """Of its pictures, in order. Raises RequestError."""
+        return image_urls(self.messages)
+
+
 class PictureDesk:
     """The pictures of one server's requests; `images_max` of one prompt."""
 
-    def __init__(self, vision: Vision | None, fetcher: Fetcher, images_max: int) -> None:
+    def __init__(
+        self,
+        vision: Vision | None = None,
+        fetcher: Fetcher | None = None,
+        images_max: int = 0,
+    ) -> None:
         self._vision = vision
-        self._fetcher = fetcher
+        self._fetcher = fetcher or Fetcher()
         self._images_max = images_max
         self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
@@ -40,10 +61,13 @@ class PictureDesk:
         """Ids that stand for pictures, also beyond the vocabulary."""
         return frozenset() if self._vision is None else self._vision.token_ids
 
+    def check(self, kwargs: Mapping[str, Any]) -> None:
+        """Raise RequestError for mm_processor_kwargs that this model cannot honour."""
+        self._processor(kwargs)
+
     async def weave(
         self,
-        messages: list[Message],
-        urls: list[str],
+        given: Conversation,
         render: Render,
         encode: Callable[[str], list[int]],
         held: ExitStack,
@@ -52,19 +76,33 @@ class PictureDesk:
 
         Raises RequestError, and CapacityError while others' pictures leave no room.
         """
+        processor, urls = self._processor(given.kwargs), given.urls
         vision = self._vision
-        if vision is None:
-            raise RequestError("This model takes no pictures.", param=PARAM)
+        assert vision is not None
         if len(urls) > self._images_max:
             raise RequestError(
                 f"The prompt has {len(urls)} pictures; at most {self._images_max} fit.",
                 param=PARAM,
                 hint="The operator's limit is --limit-mm-per-prompt.",
             )
-        check_texts(vision, messages)
+        check_texts(vision, given.messages)
+        prepared = await self._prepare_all(urls, processor, held)
+        text = await asyncio.to_thread(render_parts, vision, given.messages, len(urls), render)
+        woven = await asyncio.to_thread(vision.weave, text, prepared, encode, PARAM)
+        return woven.token_ids, woven.media
+
+    def _processor(self, kwargs: Mapping[str, Any]) -> ImageProcessor:
+        """Raises RequestError, also where the model takes no pictures."""
+        if self._vision is None:
+            raise RequestError("This model takes no pictures.", param=PARAM)
+        return self._vision.processor(kwargs)
+
+    async def _prepare_all(
+        self, urls: Sequence[str], processor: ImageProcessor, held: ExitStack
+    ) -> list[Prepared]:
         prepared, size = [], 0
         for url in urls:
-            prepared.append(await self._prepare(url))
+            prepared.append(await self._prepare(url, processor))
             size += self._hold(prepared[-1].values.nbytes, held)
             if size > LIMITS.request_bytes_max - LIMITS.request_spare_bytes:
                 raise RequestError(
@@ -73,13 +111,9 @@ class PictureDesk:
                     param=PARAM,
                     hint="Send fewer or smaller pictures.",
                 )
-        text = await asyncio.to_thread(render_parts, vision, messages, len(urls), render)
-        woven = await asyncio.to_thread(vision.weave, text, prepared, encode, PARAM)
-        return woven.token_ids, woven.media
+        return prepared
 
-    async def _prepare(self, url: str) -> Prepared:
-        assert self._vision is not None
-        processor = self._vision.processor()
+    async def _prepare(self, url: str, processor: ImageProcessor) -> Prepared:
         if url[:5].lower() == "data:":
             return await self._read(await self._fetcher.fetch(url), processor)
         async with self._fetching:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ranvier.core.errors import CheckpointError, RequestError
+from ranvier.core.media import VisionInfo
 from ranvier.media.process.prepared import Configs
 from ranvier.media.vision import Vision
 
@@ -117,6 +118,64 @@ def test_processor_kwargs_are_honoured_or_refused_by_name():
             side.processor({"max_pixels": wrong})
     with pytest.raises(RequestError, match="known: none"):
         vision().processor({"size": 3})
+
+
+def seeing_up_to(units, **changes):
+    return VisionInfo(
+        family="qwen2_vl", unit="patches", units=(16, units), rows=64, images_max=4, **changes
+    )
+
+
+def qwen(units, kwargs=None):
+    configs = Configs({"model_type": "qwen2_vl"}, QWEN, {})
+    return Vision(configs, lambda token: 5, kwargs=kwargs, info=seeing_up_to(units))
+
+
+def test_kwargs_keep_pictures_within_what_is_compiled():
+    side = qwen(64)
+    assert side.processor({"max_pixels": 64 * 196}).units_max == 64
+    with pytest.raises(RequestError, match="could become 65 patches; the encoder takes at most 64"):
+        side.processor({"max_pixels": 65 * 196})
+    assert qwen(16).processor({"max_pixels": 6272}).units_max == 32, "as the model's own"
+
+
+def test_the_operators_kwargs_come_before_the_models_and_behind_the_requests():
+    side = qwen(64, {"max_pixels": 3136})
+    assert side.processor().prepare(picture(200, 200)).grid == (1, 4, 4)
+    assert side.processor({"max_pixels": 12544}).prepare(picture(200, 200)).grid == (1, 8, 8)
+    assert side.processor({"min_pixels": 784}).prepare(picture(28, 28)).grid == (1, 2, 2)
+    with pytest.raises(RequestError, match="65 patches"):
+        qwen(64, {"max_pixels": 65 * 196})
+
+
+def test_a_size_outranks_the_models_own_numbers():
+    size = {"shortest_edge": 784, "longest_edge": 3136}
+    assert qwen(64).processor({"size": size}).prepare(picture(200, 200)).grid == (1, 4, 4)
+    both = {"size": size, "max_pixels": 12544}
+    assert qwen(64).processor(both).prepare(picture(200, 200)).grid == (1, 8, 8)
+    for wrong in ({"longest_edge": 3136}, 3136, "x", [1], None, {"height": 3}):
+        with pytest.raises(RequestError, match="mm_processor_kwargs"):
+            qwen(64).processor({"size": wrong})
+
+
+@pytest.mark.parametrize(
+    ("family", "image", "model", "units", "sides"),
+    [
+        ("mllama", {"size": {"height": 28, "width": 28}}, {}, 4, ((56, 56), (28, 112))),
+        ("idefics3", {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}},
+         {"vision_config": {"patch_size": 14}}, 10, ((84, 84), (84, 30))),
+        ("gemma3", {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8,
+                    "size": {"height": 28, "width": 28}}, {}, 5, ((28, 112), (500, 20))),
+        ("llava_next", {**CLIP, "image_grid_pinpoints": [[28, 56], [56, 56]]}, MODEL, 5,
+         ((56, 56), (28, 56))),
+    ],
+)  # fmt: skip
+def test_no_picture_becomes_more_than_units_max(family, image, model, units, sides):
+    configs = Configs({"model_type": family, **model}, image, {})
+    processor = Vision(configs, lambda token: 5).processor()
+    assert processor.units_max == units
+    counts = [len(processor.prepare(picture(*side)).values) for side in sides]
+    assert max(counts) == units
 
 
 def test_a_picture_that_would_grow_without_bounds_is_refused():

@@ -70,6 +70,8 @@ class FrontOptions:
     """Role of the answers of chat completions."""
     trust_request_chat_template: bool = False
     """Let a request bring its own chat template; it runs in a sandbox that ends it in time."""
+    trust_request_mm_kwargs: bool = False
+    """Let a request bring its own mm_processor_kwargs; pictures stay within compiled sizes."""
     return_tokens_as_token_ids: bool = False
     """Show tokens of log-probabilities as token_id:N, unless a request says otherwise."""
     enable_force_include_usage: bool = False
@@ -116,10 +118,6 @@ class FrontOptions:
     """Seconds without a turn of the engine after which /health says 503."""
     timeout_keep_alive: int = 5
     """Seconds that an idle connection is kept."""
-    allowed_media_domains: tuple[str, ...] = ()
-    """Hosts that pictures are fetched from (host, or host:port); none: data: URLs alone."""
-    allowed_local_media_path: str | None = None
-    """Folder below which file: URLs of pictures may lie; none: no files."""
     lora_folder: str | None = None
     """Folder of adapters: a request that names one of them loads it, clients load from below it."""
     allow_runtime_lora_updating: bool = False
@@ -152,10 +150,8 @@ def check_front(front: FrontOptions) -> None:
     for path in (front.ssl_keyfile, front.ssl_certfile, front.ssl_ca_certs):
         if path is not None and not os.path.isfile(path):
             raise ConfigError(f"{path}: no such file.")
-    for name in ("lora_folder", "allowed_local_media_path"):
-        folder = getattr(front, name)
-        if folder is not None and not os.path.isdir(folder):
-            raise ConfigError(f"{name}: {folder}: no such folder.")
+    if front.lora_folder is not None and not os.path.isdir(front.lora_folder):
+        raise ConfigError(f"lora_folder: {front.lora_folder}: no such folder.")
     if any(not key for key in front.api_key):
         raise ConfigError("An api_key is empty.")
     if front.allow_credentials and "*" in front.allowed_origins:

@@ -28,7 +28,6 @@ _RECOMPUTE = "a sequence that loses its blocks is recomputed, never swapped"
 _ONE = "one device serves the model in this version"
 _SERVER = "an LLM in this process is one engine; ranvier serve has replicas and ranks"
 _SPECULATION = "give it in speculative_config={'model': ..., 'num_speculative_tokens': ...}"
-_MEDIA = "pictures are prepared as the model's own processor says"
 _EXPERTS = "it splits the experts of a model, and no family with experts is served yet"
 _LOOP = "the engine has one loop, in steps of its own"
 _TRANSFER = "KV caches are not moved between servers"
@@ -115,7 +114,6 @@ KNOWN: dict[str, Known] = {
     "h11_max_incomplete_event_size": Known((), "headers may take 64 KiB"),
     "h11_max_header_count": Known((), "headers may take 64 KiB"),
     "fingerprint_mode": Known(("hash",), "the fingerprint is the version and a hash"),
-    "trust_request_mm_kwargs": Known((False,), _MEDIA, True),
     "otlp_traces_endpoint": Known((), "traces are not exported yet"),
     "collect_detailed_traces": Known((), "traces are not exported yet"),
     "kv_cache_metrics": Known((False,), "blocks are not sampled", True),
@@ -131,9 +129,8 @@ KNOWN: dict[str, Known] = {
         (False,), "A is whole on every rank but where inputs are cut", True
     ),
     "model_loader_extra_config": Known((), _OFFLOAD),
-    "mm_processor_kwargs": Known((), _MEDIA),
-    "mm_processor_cache_gb": Known((), _MEDIA),
-    "media_io_kwargs": Known((), _MEDIA),
+    "mm_processor_cache_gb": Known(ANY, "features of pictures stay in a buffer of the device"),
+    "media_io_kwargs": Known((), "pictures are decoded as the model's own processor wants them"),
     "pooler_config": Known((), _POOLING),
     "override_pooler_config": Known((), _POOLING),
     "hf_token": Known((), "give the token in the variable HF_TOKEN, never on a command line"),

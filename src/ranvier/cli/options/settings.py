@@ -19,6 +19,7 @@ from typing import Any
 
 from ranvier.cli.options.adapters import AdapterOptions, check_adapters
 from ranvier.cli.options.known import ENVIRONMENT, KNOWN
+from ranvier.cli.options.media import MediaOptions, check_media_options
 from ranvier.cli.options.speculative import read_speculative
 from ranvier.cli.options.values import check_counts, read_value
 from ranvier.core.errors import ConfigError
@@ -67,7 +68,7 @@ FRAMEWORKS = {"neuronx-distributed-inference": "block", "transformers-neuronx": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(AdapterOptions):
+class Options(AdapterOptions, MediaOptions):
     """Engine options, by vLLM's names; None means: chosen from the model and the machine."""
 
     model: str
@@ -130,8 +131,6 @@ class Options(AdapterOptions):
     target's own."""
     async_scheduling: bool = False
     """Plan and launch the next step before the result of the last one is read."""
-    limit_mm_per_prompt: dict[str, Any] | None = None
-    """{"image": N}: pictures of one prompt, 8 by default; 0 leaves the encoder out of the build."""
     speculative_config: dict[str, Any] | None = None
     """How tokens are guessed ahead and verified (docs/speculation.md); default: not at all."""
     override_neuron_config: dict[str, Any] | None = None
@@ -390,3 +389,4 @@ def _check(options: Options) -> None:
         raise ConfigError("Give num_gpu_blocks_override or kv_cache_memory_bytes, not both.")
     read_speculative(options.speculative_config, say)
     check_adapters(options)
+    check_media_options(options, say)

@@ -12,13 +12,14 @@ from pathlib import Path
 import uvicorn
 
 from ranvier.artifact.read import read_manifest
+from ranvier.cli.media import open_desk
 from ranvier.cli.options.adapters import read_modules
 from ranvier.cli.options.front import FrontOptions, server_options
 from ranvier.cli.options.settings import Options, say
 from ranvier.cli.serving.fleet import Fleet
 from ranvier.cli.serving.http import BoundedProtocol
 from ranvier.cli.serving.shutdown import Shutdown
-from ranvier.cli.wire import open_codec, open_vision
+from ranvier.cli.wire import open_codec
 from ranvier.core.errors import ClusterError
 from ranvier.link.message import Ready
 from ranvier.server.app import make_app
@@ -46,9 +47,9 @@ class Listener:
         self._codec = codec
         self._server = server_options(front, options.model, ready.cache)
         created = int(time.time())
-        vision = open_vision(folder, codec) if ready.info.vision is not None else None
+        pictures = open_desk(folder, codec, ready.info.vision, options)
         self._app = make_app(
-            self._server, codec, self._client, ready.info, created=created, vision=vision
+            self._server, codec, self._client, ready.info, created=created, pictures=pictures
         )
 
     async def run(

@@ -19,7 +19,7 @@ from ranvier.media.process.pixels import (
     short_side_fit,
     switch,
 )
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["CropSize", "Llava", "feature_count", "image_token"]
 
@@ -77,7 +77,8 @@ class Llava:
     is_squared: bool
     token: str
     token_count: int
-    adjustable: ClassVar[frozenset[str]] = frozenset()
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {}
+    units_max: ClassVar[int] = 1
 
     @classmethod
     def read(cls, configs: Configs) -> Self:

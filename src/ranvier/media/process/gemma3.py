@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ranvier.core.errors import CheckpointError
 from ranvier.media.process.pixels import HALF, Pixels, number, resize, switch
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["Gemma3"]
 
@@ -31,12 +32,12 @@ class Gemma3:
     crops_max: int
     ratio_min: float
     token_count: int
-    adjustable: ClassVar[frozenset[str]] = frozenset(
-        {
-            "do_pan_and_scan", "pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops",
-            "pan_and_scan_min_ratio_to_activate",
-        }
-    )  # fmt: skip
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {
+        "do_pan_and_scan": Adjustable(),
+        "pan_and_scan_min_crop_size": Adjustable(),
+        "pan_and_scan_max_num_crops": Adjustable(),
+        "pan_and_scan_min_ratio_to_activate": Adjustable(),
+    }
 
     @classmethod
     def read(cls, configs: Configs) -> Self:
@@ -56,6 +57,10 @@ class Gemma3:
             1.2 if ratio is None else float(ratio),
             number(counts, "image_seq_length", "mm_tokens_per_image", default=TOKENS),
         )
+
+    @property
+    def units_max(self) -> int:
+        return 1 + self.crops_max * self.is_scanning
 
     def prepare(self, picture: Image.Image) -> Prepared:
         crops = self._crops(picture) if self.is_scanning else []

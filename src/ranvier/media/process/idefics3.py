@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ranvier.media.process.pixels import HALF, Pixels, number, resize, switch
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["Idefics3"]
 
@@ -28,7 +29,10 @@ class Idefics3:
     side: int
     is_splitting: bool
     token_count: int
-    adjustable: ClassVar[frozenset[str]] = frozenset({"size", "do_image_splitting"})
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {
+        "size": Adjustable(("longest_edge",)),
+        "do_image_splitting": Adjustable(),
+    }
 
     @classmethod
     def read(cls, configs: Configs) -> Self:
@@ -45,6 +49,11 @@ class Idefics3:
             switch(fields, "do_image_splitting", True),
             number({"image_seq_len": count}, "image_seq_len"),
         )
+
+    @property
+    def units_max(self) -> int:
+        per_side = math.ceil(min(self.long_side, LONG_SIDE_MAX) / self.side)
+        return 1 + per_side**2 if self.is_splitting and per_side > 1 else 1
 
     def prepare(self, picture: Image.Image) -> Prepared:
         size, side = (picture.height, picture.width), self.side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,7 @@ from PIL import Image
 from ranvier.core.errors import CheckpointError
 from ranvier.media.process.clip import CropSize, feature_count, image_token
 from ranvier.media.process.pixels import CLIP_MEAN, CLIP_STD, Pixels, number, resize
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["LlavaNext"]
 
@@ -32,7 +33,7 @@ class LlavaNext:
     patch: int
     token: str
     base_count: int
-    adjustable: ClassVar[frozenset[str]] = frozenset()
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {}
 
     @classmethod
     def read(cls, configs: Configs) -> Self:
@@ -52,6 +53,10 @@ class LlavaNext:
             image_token(configs, "<image>"),
             feature_count(configs, *sizes.output),
         )
+
+    @property
+    def units_max(self) -> int:
+        return 1 + max(height * width for height, width in self.pinpoints) // self.side**2
 
     def prepare(self, picture: Image.Image) -> Prepared:
         size, resample = (picture.height, picture.width), self.pixels.resample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -12,7 +13,7 @@ from PIL import Image
 from ranvier.core.errors import CheckpointError
 from ranvier.media.process.clip import image_token
 from ranvier.media.process.pixels import HALF, Pixels, number, resize
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["Mllama"]
 
@@ -28,7 +29,7 @@ class Mllama:
     side: int
     tiles_max: int
     token: str
-    adjustable: ClassVar[frozenset[str]] = frozenset({"max_image_tiles"})
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {"max_image_tiles": Adjustable()}
 
     @classmethod
     def read(cls, configs: Configs) -> Self:
@@ -48,6 +49,10 @@ class Mllama:
             tiles,
             image_token(configs, "<|image|>"),
         )
+
+    @property
+    def units_max(self) -> int:
+        return self.tiles_max
 
     def prepare(self, picture: Image.Image) -> Prepared:
         size, side = (picture.height, picture.width), self.side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from ranvier.media.process.clip import image_token
 from ranvier.media.process.pixels import CLIP_MEAN, CLIP_STD, Pixels, number, resize
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["Pixtral"]
 
@@ -25,7 +26,9 @@ class Pixtral:
     patch: int
     merge: int
     token: str
-    adjustable: ClassVar[frozenset[str]] = frozenset({"size"})
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {
+        "size": Adjustable(("longest_edge", "height", "width"))
+    }
 
     @classmethod
     def read(cls, configs: Configs) -> Self:
@@ -39,6 +42,12 @@ class Pixtral:
             number({**configs.model, **given}, "spatial_merge_size", default=1),
             image_token(configs, "[IMG]"),
         )
+
+    @property
+    def units_max(self) -> int:
+        unit = self.patch * self.merge
+        features = math.ceil(self.long_height / unit) * math.ceil(self.long_width / unit)
+        return features * self.merge**2
 
     def prepare(self, picture: Image.Image) -> Prepared:
         size = height, width = picture.height, picture.width

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from PIL import Image
 
 from ranvier.media.process.pixels import Float32Array
 
-__all__ = ["Configs", "ImageProcessor", "Prepared"]
+__all__ = ["Adjustable", "Configs", "ImageProcessor", "Prepared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,22 @@ class Configs:
         return found if isinstance(found, Mapping) else {}
 
 
+class Adjustable(NamedTuple):
+    """A field that mm_processor_kwargs may set: the names within it, and what it outranks."""
+
+    keys: tuple[str, ...] = ()
+    outranks: tuple[str, ...] = ()
+
+
 class ImageProcessor(Protocol):
     """The preprocessing of one family. `adjustable` are fields that mm_processor_kwargs may set."""
 
-    adjustable: ClassVar[frozenset[str]]
+    adjustable: ClassVar[Mapping[str, Adjustable]]
+
+    @property
+    def units_max(self) -> int:
+        """The most patches or tiles that any picture becomes."""
+        ...
 
     @classmethod
     def read(cls, configs: Configs) -> Self:

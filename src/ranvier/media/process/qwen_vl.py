@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -18,7 +19,7 @@ from ranvier.media.process.pixels import (
     number,
     resize,
 )
-from ranvier.media.process.prepared import Configs, Prepared
+from ranvier.media.process.prepared import Adjustable, Configs, Prepared
 
 __all__ = ["QwenVl"]
 
@@ -38,14 +39,19 @@ class QwenVl:
     frames: int
     merge: int
     token: str
-    adjustable: ClassVar[frozenset[str]] = frozenset({"min_pixels", "max_pixels", "size"})
+    adjustable: ClassVar[Mapping[str, Adjustable]] = {
+        "min_pixels": Adjustable(),
+        "max_pixels": Adjustable(),
+        "size": Adjustable(("shortest_edge", "longest_edge"), ("min_pixels", "max_pixels")),
+    }
 
     @classmethod
     def read(cls, configs: Configs) -> Self:
         fields = configs.image
         size = fields.get("size") or {}
-        low = number({**size, **fields}, "min_pixels", "shortest_edge", default=PIXELS_MIN)
-        high = number({**size, **fields}, "max_pixels", "longest_edge", default=PIXELS_MAX)
+        defaults = (None, None) if size else (PIXELS_MIN, PIXELS_MAX)
+        low = number({**size, **fields}, "min_pixels", "shortest_edge", default=defaults[0])
+        high = number({**size, **fields}, "max_pixels", "longest_edge", default=defaults[1])
         if low > high:
             raise CheckpointError(
                 f"The image processor's min_pixels {low} exceed max_pixels {high}."
@@ -59,6 +65,10 @@ class QwenVl:
             number(fields, "merge_size", default=2),
             "<|image_pad|>",
         )
+
+    @property
+    def units_max(self) -> int:
+        return max(self.pixels_max // self.patch**2, self.merge**2)
 
     def prepare(self, picture: Image.Image) -> Prepared:
         size = (picture.height, picture.width)
