@@ -14,7 +14,8 @@ constexpr int kRows = 12;  // 24 sums in 32 registers
 #else
 constexpr int kRows = 3;  // 12 registers of sums in 16: a value takes two
 #endif
-constexpr int kRowsOfStream = 3;
+constexpr int kRowsOfStream = 6;
+constexpr int64_t kRowsAhead = 8192;  // bytes, beside several rows: with more work a line the core sees less far
 
 // What to fetch while a block of rows is multiplied: `lines` lines of `at` an input step.
 struct Ahead {
@@ -46,11 +47,11 @@ inline void store_sums(const V16 (&acc)[R], float* sums) {
 // Few rows: one tile after the other, so that a thread reads one stream, which the hardware follows best.
 template <typename T, int R>
 inline void multiply_tiles(const T* x, int64_t depth, const T* w, float* sums) {
-  constexpr int64_t kInputs = 4 / sizeof(T);
+  constexpr int64_t kInputs = 4 / sizeof(T), kAhead = R == 1 ? kStreamAhead : kRowsAhead;
   for (int64_t tile = 0; tile < 2; ++tile) {
     V16 acc[R] = {};
     for (int64_t i = 0; i < depth; i += kInputs, w += 16 * kInputs) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kStreamAhead, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead, 0, 2);
       add_step<R>(acc, w, x + i, depth);
     }
     store_sums<R>(acc, sums + 16 * tile);

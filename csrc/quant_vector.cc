@@ -35,6 +35,11 @@ RANVIER_INLINE void fetch(const uint8_t*& at, int64_t bytes) {
   at += bytes;
 }
 
+// A unit's bytes with its share of the header of a block of `span` inputs.
+RANVIER_INLINE int64_t line_bytes(Format f, int64_t span) {
+  return unit_bytes(f) + info_of(f).header * kUnit / span;
+}
+
 template <bool kWide, int R>
 struct Block {
   static constexpr int kEach = sums_of(R, kWide);
@@ -104,11 +109,12 @@ template <Format F, int R>
 RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, const uint8_t* unit, int64_t span,
                                int64_t group, Walk<R>& w) {
   const Scales shared = block_scales<F>(header);
+  const int64_t line = line_bytes(F, span);
   int64_t own = 0;
   for (int64_t left = span; left > 0; left -= group, ++own, ++w.index) {
     auto block = begin<F, R>(p, w.index, w.groups);
     for (int64_t i = std::min(group, left); i > 0; i -= kUnit, unit += unit_bytes(F)) {
-      fetch(p.next, unit_bytes(F));
+      fetch(p.next, line);
       add_steps<info_of(F).bits>(unit, w.x, 0, 4, block);
       w.x += R * kUnitSteps * step_bytes(true);
     }
@@ -122,7 +128,7 @@ RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, const uint8_t* unit,
   constexpr Format kF = Format::kK6;
   const Scales shared = block_scales<kF>(header);
   for (int64_t g = 0; g < kSuper / 16; g += 2, w.index += 2, unit += unit_bytes(kF)) {
-    fetch(p.next, unit_bytes(kF));
+    fetch(p.next, line_bytes(kF, kSuper));
     auto low = begin<kF, R>(p, w.index, w.groups), high = begin<kF, R>(p, w.index + 1, w.groups);
     add_steps<6>(unit, w.x, 0, 2, low);
     add_group<kF>(p, low, group_scales<kF>(header, g, shared), w.index, w.groups, w.totals);
