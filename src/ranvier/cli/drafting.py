@@ -77,7 +77,7 @@ def with_drafts(buckets: BucketSet, asked: Speculative | None) -> BucketSet:
     if not buckets.tokens:
         counts = (asked.count,)
     elif not asked.is_on_host:
-        counts = tuple(sorted({min(2, asked.count), asked.count}))
+        counts = tuple(sorted({1, min(2, asked.count), asked.count}))
     return dataclasses.replace(
         buckets, drafts=counts, lookahead=asked.count, has_drafter=not asked.is_on_host
     )

@@ -3,6 +3,9 @@
 Knows costs that were measured and guesses that stood, nothing of devices, clocks or methods. A step
 that only decodes costs what curves say: one for each count of drafts that its program makes, over
 the tokens it takes. Before anything is guessed the plain step is measured at about that size.
+
+What is not known is tried, and what looks bad is tried again later: a measurement that something
+else on the machine disturbed is no verdict. What trying costs is bounded by a share of all time.
 """
 
 from __future__ import annotations
@@ -20,12 +23,21 @@ OUTLIER = 3.0
 REACH = 3
 """Sizes beyond so many times the largest measured one are unknown, but for a handful of tokens."""
 FEW = 8
+SETTLED = 3
+"""A cost counts once it was measured so often; the least of so many first ones is taken."""
+TRIAL_SHARE, TRIAL_MS = 0.015, 40.0
+"""What trials may take of the time of all steps, and beside it."""
+PATIENCE, PATIENCE_MAX = 512, 2**14
+"""Steps of one kind before those of the other are measured anew; plain ones, each time that nothing
+came of it, twice as many."""
 GAIN = 1.05
-"""To change its mind the policy wants so many times the rate of what it does."""
-PRIOR, PRIOR_TRIES = 0.65, 1.5
-"""Share of guesses that stand before any was made, and how many tries that counts for."""
-MEMORY, DRIFT = 0.97, 0.9995
-"""What stays of a count at the next try, and at a step without one."""
+"""To guess, or another count, the policy wants so many times the rate of what it does; to stop it
+is enough that plain steps are faster."""
+PRIOR, PRIOR_TRIES = 0.65, 6.0
+"""Share of guesses that stand before any was made, and how many tries that counts for: a few misses
+in a row say little, and what they end is not tried again soon."""
+MEMORY, MEMORY_OVERALL, DRIFT = 0.97, 0.995, 0.9995
+"""What stays of a count at the next try, of that of all sequences, and at a step without a try."""
 
 
 class Acceptance:
@@ -36,6 +48,7 @@ class Acceptance:
 
     def __init__(self, overall: Acceptance | None = None) -> None:
         self._overall = overall
+        self._memory = MEMORY_OVERALL if overall is None else MEMORY
         self._stood = self._tried = 0.0
 
     @property
@@ -43,18 +56,23 @@ class Acceptance:
         prior = PRIOR if self._overall is None else self._overall.rate
         return (self._stood + prior * PRIOR_TRIES) / (self._tried + PRIOR_TRIES)
 
+    @property
+    def hope(self) -> float:
+        """What the rate may well be: a deviation above it, less the more was tried."""
+        rate, tried = self.rate, self._tried + PRIOR_TRIES
+        tried += 0.0 if self._overall is None else self._overall._tried
+        return min(rate + math.sqrt(rate * (1 - rate) / tried), 0.99)
+
     def add(self, stood: int, guessed: int) -> None:
         """Of `guessed` tokens the first `stood` did; behind the first that fell nothing counts."""
-        self._stood = self._stood * MEMORY + stood
-        self._tried = self._tried * MEMORY + min(stood + 1, guessed)
+        self._stood = self._stood * self._memory + stood
+        self._tried = self._tried * self._memory + min(stood + 1, guessed)
         if self._overall is not None:
             self._overall.add(stood, guessed)
 
     def fade(self) -> None:
         """Forget a little: a step passed without a guess, and texts change."""
         self._stood, self._tried = self._stood * DRIFT, self._tried * DRIFT
-        if self._overall is not None:
-            self._overall.fade()
 
     def expected(self, count: int) -> float:
         """How many of `count` guesses will stand."""
@@ -69,20 +87,40 @@ class CostCurve:
 
     def __init__(self) -> None:
         self._ms: dict[int, float] = {}
+        self._times: dict[int, int] = {}
         self._sizes: list[int] = []
 
     def add(self, tokens: int, ms: float) -> None:
         fine = 1 << max(tokens.bit_length() - 3, 0)
         tokens = -(-tokens // fine) * fine
-        known = self._ms.get(tokens)
-        if known is None:
+        times = self._times[tokens] = self._times.get(tokens, 0) + 1
+        if times == 1:
             self._sizes.insert(bisect_left(self._sizes, tokens), tokens)
-            known = ms
-        self._ms[tokens] = known + WEIGHT * (min(ms, OUTLIER * known) - known)
+        known = self._ms.get(tokens, ms)
+        weighed = known + WEIGHT * (min(ms, OUTLIER * known) - known)
+        self._ms[tokens] = weighed if times > SETTLED else min(known, ms)
+
+    def forget(self, above: int = 0, upto: float = math.inf) -> None:
+        """Measure sizes above the one and up to the other anew."""
+        self._sizes = [size for size in self._sizes if not above < size <= upto]
+        self._ms = {size: self._ms[size] for size in self._sizes}
+        self._times = {size: self._times[size] for size in self._sizes}
 
     def is_known_near(self, tokens: int) -> bool:
         """Whether something within a factor of two was measured."""
-        return any(tokens <= 2 * size and size <= 2 * tokens for size in self._sizes)
+        return bool(self._near(tokens))
+
+    def is_settled_near(self, tokens: int) -> bool:
+        """Whether what is near was measured often enough to be believed."""
+        return sum(self._times[size] for size in self._near(tokens)) >= SETTLED
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the whole was."""
+        return sum(self._times.values()) >= SETTLED
+
+    def _near(self, tokens: int) -> list[int]:
+        return [size for size in self._sizes if tokens <= 2 * size and size <= 2 * tokens]
 
     def at(self, tokens: int) -> float | None:
         """Beyond what was measured the nearest two points go on; one alone goes on level.
@@ -111,38 +149,99 @@ class Policy:
         self._has_drafter = has_drafter
         self._curves = {k: CostCurve() for k in (0, *counts)}
         self._now = 0
+        self._is_trial = False
+        self._base = 0
+        self._ms = self._trials_ms = 0.0
+        self._same, self._patience = 0, PATIENCE
 
     def measured(self, draft: int, tokens: int, ms: float) -> None:
         """A step that only decoded took `ms`; its program made `draft` drafts a sequence."""
         self._curves[draft if self._has_drafter else 0].add(tokens, ms)
+        self._ms += ms
+        if self._is_trial and self._base:
+            self._trials_ms += max(ms - self._least(0, self._base), 0.0)
+
+    def went_back(self, tokens: int) -> None:
+        """So many tokens are computed once more, for the drafter's sake."""
+        self._trials_ms += tokens * self._least(0, max(self._base, 1)) / FEW
 
     def choose(self, sequences: Sequence[Acceptance], rooms: Sequence[int]) -> int:
         """The count for a step of these sequences, of which each has room for so many drafts."""
-        base = len(sequences)
-        if not base or not self._curves[0].is_known_near(base):
+        was_trial, self._is_trial = self._is_trial, False
+        self._base = len(sequences)
+        if not self._base:
             return 0
-        shares = [acceptance.rate for acceptance in sequences]
-        rates = {0: base / self._cost(0, base)}
+        self._look_again()
+        if not self._curves[0].is_known_near(self._base):
+            return 0
+        spare = TRIAL_MS + TRIAL_SHARE * self._ms - self._trials_ms
+        can_try = spare >= (0.0 if was_trial else TRIAL_MS / 2)
+        best, self._is_trial = self._best([s.rate for s in sequences], rooms, can_try=can_try)
+        if not best and can_try:
+            best, _ = self._best([s.hope for s in sequences], rooms, can_try=True)
+            self._is_trial = best > 0
+        self._same = 0 if (best == 0) != (self._now == 0) else self._same
+        self._now = best
+        if self._now and not self._is_trial:
+            self._patience = PATIENCE
+        return self._now
+
+    def _best(
+        self, shares: Sequence[float], rooms: Sequence[int], *, can_try: bool
+    ) -> tuple[int, bool]:
+        """The count of the best rate, if that is worth a change; and whether it is a trial."""
+        rates = {0: self._base / self._least(0, self._base)}
+        smaller, trial = 0, -1
         for count in self._counts:
             drafts = [min(count, room) for room in rooms]
-            gain = sum(map(_expected, shares, drafts))
-            cost = self._cost(count, base + sum(drafts)) if sum(drafts) else math.inf
-            rates[count] = (base + gain) / cost
-        best = max(rates, key=lambda count: rates[count])
-        if rates[best] > GAIN * rates.get(self._now, 0.0):
-            self._now = best
-        return self._now
+            tokens = self._base + sum(drafts)
+            if tokens == self._base:
+                continue
+            cost = self._cost(count, tokens)
+            if self._is_settled(count, tokens):
+                smaller = count
+            elif trial < 0 and can_try:
+                trial, cost = count, self._least(smaller, tokens)
+            elif not self._has_drafter:
+                continue
+            rates[count] = (self._base + sum(map(_expected, shares, drafts))) / cost
+        now, best = rates.get(self._now, 0.0), max(rates, key=lambda count: rates[count])
+        if rates[best] <= GAIN * now:
+            best = 0 if now < rates[0] else self._now
+        return best, best == trial
 
     @property
     def is_off(self) -> bool:
         """Whether the last choice was to guess nothing."""
         return self._now == 0
 
+    def _look_again(self) -> None:
+        """Forget what the other way costs, plain steps or guesses, when it was long not taken."""
+        self._same += 1
+        if self._now:
+            if self._same >= PATIENCE:
+                self._same = 0
+                self._curves[0].forget(upto=self._base)
+        elif self._same >= self._patience:
+            self._same, self._patience = 0, min(2 * self._patience, PATIENCE_MAX)
+            for count, curve in self._curves.items():
+                if count or not self._has_drafter:
+                    curve.forget(above=0 if count else self._base)
+
+    def _is_settled(self, count: int, tokens: int) -> bool:
+        if not self._has_drafter:
+            return self._curves[0].is_settled_near(tokens)
+        return self._curves[count].at(tokens) is not None and self._curves[count].is_settled
+
+    def _least(self, count: int, tokens: int) -> float:
+        """What a trial is taken to cost: as much as with fewer drafts, or as a plain step."""
+        plain = self._cost(0, self._base)
+        return max(plain, self._cost(count, tokens)) if count and self._has_drafter else plain
+
     def _cost(self, count: int, tokens: int) -> float:
-        """What was measured of this count, else of the next smaller one; else without end."""
-        smaller = [k for k in (0, *self._counts) if k <= count] if self._has_drafter else [0]
-        found = (self._curves[k].at(tokens) for k in reversed(smaller))
-        return max(next((ms for ms in found if ms is not None), math.inf), 1e-6)
+        """What was measured of this count; without end where nothing was."""
+        ms = self._curves[count if self._has_drafter else 0].at(tokens)
+        return math.inf if ms is None else max(ms, 1e-6)
 
 
 def _expected(rate: float, count: int) -> float:

@@ -20,8 +20,9 @@ __all__ = ["Sequence", "Speculation"]
 
 FEW, REST = 4, 4
 """Beyond so many sequences, and while nothing is guessed, only every so many steps look again."""
-LAG_MAX = 256
-"""A sequence that the drafter is further behind of does not go back for it."""
+LAG_MAX = 128
+"""Tokens of a step that may be computed again for the drafter's sake, shared by its sequences: one
+that the drafter is further behind of goes without guesses."""
 
 
 class Sequence(Protocol):
@@ -29,6 +30,7 @@ class Sequence(Protocol):
 
     tokens: list[int]
     planned: int
+    computed: int
     awaited: int
     proposed: list[int]
     drafts: list[int]
@@ -68,20 +70,25 @@ class Speculation:
         self._turn += 1
         if self.policy.is_off and len(ready) > FEW and self._turn % REST:
             return  # looking costs time too, where it is seldom worth it
-        guesses = [self._guess(s, self._config) for s in ready]
+        lag_max = LAG_MAX // max(len(ready), 1)
+        guesses = [self._guess(s, self._config, lag_max) for s in ready]
         rates = [self._acceptance(s) for s in ready]
         self.count = self.policy.choose(rates, [n for n, _ in guesses])
         rows = [s for s in running if s.is_decoding or s.is_scoring_prompt]
         if not self._info.is_ragged and not all(map(self._fits, rows)):
             self.count = 0
+        if not self.count:
+            self._overall.fade()
         for sequence, (room, tokens) in zip(ready, guesses, strict=True):
             if not self.count:
                 self._acceptance(sequence).fade()
             if sequence.awaited:
                 continue
             sequence.drafts = tokens[: self.count]
-            if self._lag(sequence) and room and self.count:
+            is_still = sequence.computed == sequence.planned
+            if self._lag(sequence) and is_still and room and self.count:
                 sequence.drafts = []
+                self.policy.went_back(self._lag(sequence))
                 sequence.rewind(sequence.absorbed)
 
     def waits(self, sequence: Sequence) -> bool:
@@ -103,11 +110,13 @@ class Speculation:
             sequence.acceptance = Acceptance(self._overall)
         return sequence.acceptance
 
-    def _guess(self, sequence: Sequence, config: SpeculationConfig) -> tuple[int, list[int]]:
+    def _guess(
+        self, sequence: Sequence, config: SpeculationConfig, lag_max: int = LAG_MAX
+    ) -> tuple[int, list[int]]:
         """How many tokens a sequence may draft, and those there are."""
         room = min(sequence.room(self._info.model_len_max), self._info.buckets.lookahead)
         if self._info.buckets.has_drafter:
-            return (0, []) if self._lag(sequence) > LAG_MAX else (room, sequence.proposed[:room])
+            return (0, []) if self._lag(sequence) > lag_max else (room, sequence.proposed[:room])
         if sequence.lookup is None:
             sequence.lookup = Lookup(config.lookup_min, config.lookup_max)
         found = sequence.lookup.guess(sequence.tokens, room) if room else []
@@ -116,9 +125,10 @@ class Speculation:
         return len(found), found
 
     def _lag(self, sequence: Sequence) -> int:
-        """Tokens that went by without the drafter, while nothing was guessed."""
+        """Tokens that went by without the drafter, while nothing was guessed; not those in flight,
+        which it may be taking in."""
         has_drafter = self._info.buckets.has_drafter
-        return sequence.planned - sequence.absorbed if has_drafter else 0
+        return sequence.computed - sequence.absorbed if has_drafter else 0
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a row of the largest context holds the sequence and its drafts."""

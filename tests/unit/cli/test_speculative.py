@@ -99,6 +99,6 @@ def test_buckets_say_what_is_verified_and_drafted():
     device = Speculative(method="draft_model", model="m", count=5)
     assert with_drafts(ragged, None) == ragged
     assert with_drafts(ragged, host) == BucketSet(tokens=(8,), lookahead=5)
-    assert with_drafts(ragged, device).drafts == (2, 5)
+    assert with_drafts(ragged, device).drafts == (1, 2, 5)
     assert with_drafts(unragged, host).drafts == with_drafts(unragged, device).drafts == (5,)
     assert with_drafts(unragged, device).has_drafter
