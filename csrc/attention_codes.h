@@ -7,6 +7,7 @@
 #define RANVIER_ATTENTION_CODES_H_
 
 #include "attention.h"
+#include "fp8.h"
 #include "vec.h"
 
 namespace ranvier {
@@ -75,16 +76,6 @@ inline void write_codes(const Attention& a, const float* x, int64_t offset, uint
   const float scale = int8_scale(x, a.size), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
   for (int64_t e = 0; e < a.size; ++e) head[at(e)] = to_int8(x[e], inverse);
   std::memcpy(head + scale_at(a, offset), &scale, 4);
-}
-
-// Exact: every e4m3 value is a bf16 value. In whole numbers, since what XLA runs flushes denormals.
-inline uint32_t fp8_bits(uint8_t code) {
-  const uint32_t magnitude = code & 0x7f;
-  const float steps = static_cast<float>(static_cast<int32_t>(magnitude)) * (1.0f / 512);
-  uint32_t small;
-  std::memcpy(&small, &steps, 4);
-  const uint32_t bits = magnitude < 8 ? small : (magnitude << 20) + (120u << 23);
-  return bits | static_cast<uint32_t>(code & 0x80) << 24;
 }
 
 inline void widen_fp8(const uint8_t* from, int64_t n, float* to) {

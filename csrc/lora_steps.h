@@ -23,21 +23,26 @@ constexpr int kChains = 4;  // sums of one output, so that they don't wait for e
 constexpr int64_t kStreamAhead = 4096;  // bytes
 constexpr int64_t kFewRows = 4;
 
-// sum += the 16 outputs' products of one input (f32), or of two (bf16).
-inline void add_product(V16& sum, const uint16_t* w, const uint16_t* x) {
+// sum += the 16 outputs' products of two inputs, whose bf16 are a lane's low and high half.
+inline void add_pair(V16& sum, U16 weights, const uint16_t* x) {
   uint32_t pair;
   std::memcpy(&pair, x, 4);
 #if defined(__AVX512BF16__)
-  const __m512i weights = _mm512_loadu_si512(w), inputs = _mm512_set1_epi32(pair);
+  const __m512i inputs = _mm512_set1_epi32(pair);
   sum = (V16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs);
 #else
-  U16 bits;
-  std::memcpy(&bits, w, sizeof bits);
-  const V16 even = reinterpret_cast<V16>(bits << 16);
-  const V16 odd = reinterpret_cast<V16>(bits & 0xffff0000u);
+  const V16 even = reinterpret_cast<V16>(weights << 16);
+  const V16 odd = reinterpret_cast<V16>(weights & 0xffff0000u);
   sum += even * from_bf16(static_cast<uint16_t>(pair));
   sum += odd * from_bf16(static_cast<uint16_t>(pair >> 16));
 #endif
+}
+
+// sum += the 16 outputs' products of one input (f32), or of two (bf16).
+inline void add_product(V16& sum, const uint16_t* w, const uint16_t* x) {
+  U16 weights;
+  std::memcpy(&weights, w, sizeof weights);
+  add_pair(sum, weights, x);
 }
 
 inline void add_product(V16& sum, const float* w, const float* x) { sum += load16(w) * splat(*x); }

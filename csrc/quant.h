@@ -1,4 +1,4 @@
-// A linear step over whole-number weights, dequantised in registers.
+// A linear step over quantised weights, whole numbers or e4m3, dequantised in registers.
 //
 // A weight is a run of bytes that holds tiles of 16 outputs. A tile is blocks of inputs: first the headers
 // of all blocks, with their scales, then from a whole line on the codes, in units of 32 inputs. A layer's
@@ -10,10 +10,13 @@
 //                      4 bits  [4][64]: low halves are step 2q, high halves step 2q + 1
 //                      5 bits  the same, then [64]: bit s is the fifth bit of step s
 //                      6 bits  the same, then [2][64]: bits 2t and 2t + 1 of line h the high ones of step 4h + t
+//                      e4m3    [8 steps][64], but byte 4j + 2b + h is input 2h + b: the low bytes of words are
+//                              inputs 0 and 1, the high bytes 2 and 3, pairs for products in bf16
 //   header of a block  see Format
 //
 // Activations become whole numbers once a row: 16 bits, or 8 where the format says so. Sums of a group are
 // exact; groups are added in f32 in ascending order: a row's result never depends on its neighbours.
+// Beside e4m3 they become bf16, as beside dense weights.
 #ifndef RANVIER_QUANT_H_
 #define RANVIER_QUANT_H_
 
@@ -39,8 +42,11 @@ enum class Format : int32_t {
   kK4 = 8,      // f16 outer[16], f16 least[16], u8 scale[8][16], u8 minimum[8][16]
   kK5 = 9,      // the same
   kK6 = 10,     // f16 outer[16], i8 scale[16][16]; zero is 32
+  kF8 = 11,       // e4m3, one block; f32 scale[16]
+  kF8Group = 12,  // e4m3; f32 scale[16]
+  kF8Block = 13,  // e4m3; f32 scale of all 16
 };
-constexpr int32_t kFormats = 11;
+constexpr int32_t kFormats = 14;
 
 struct FormatInfo {
   int32_t bits, header;  // header in bytes
@@ -52,7 +58,17 @@ constexpr FormatInfo kInfo[kFormats] = {
     {8, 64, true, false},  {8, 64, true, false},  {8, 32, false, false}, {4, 32, false, false},
     {4, 48, false, false}, {4, 64, false, false}, {5, 32, false, false}, {5, 64, false, false},
     {4, 320, false, true}, {5, 320, false, true}, {6, 288, false, true},
+    {8, 64, true, false},  {8, 64, false, false}, {8, 4, false, false},
 };
+
+// What a format's rows are made of: whole numbers of 16 or of 8 bits, or bf16.
+enum class Inputs { kWide, kNarrow, kHalves };
+
+constexpr bool is_fp8(Format f) { return f >= Format::kF8; }
+
+constexpr Inputs inputs_of(Format f) {
+  return is_fp8(f) ? Inputs::kHalves : f == Format::kI8D ? Inputs::kNarrow : Inputs::kWide;
+}
 
 // The code that stands for 0 is 2 to this power, where it is one for all; else 0.
 constexpr int zero_bits(Format f) {

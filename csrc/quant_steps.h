@@ -62,6 +62,7 @@ struct Rows {
   int64_t depth;
   uint8_t* wide;    // 16 bits
   uint8_t* narrow;  // 8 bits
+  uint16_t* halves;  // bf16 [rows][depth]
   int32_t* sums[kSegments];  // [rows][groups]: of a segment's inputs
   int64_t groups[kSegments];  // inputs of a group
   int64_t cell;  // inputs of the smallest group: all are multiples of it
@@ -120,10 +121,10 @@ inline int32_t start_of(Format format, int32_t sum) {
 // Sums of one row's inputs by the groups of each segment that has inputs of this width; `cells` are sums of
 // `cell` inputs.
 inline void sum_groups(const Quantised& a, const Rows& to, int64_t row, const int32_t* cells,
-                       bool is_wide) {
+                       Inputs kind) {
   for (int64_t s = 0; s < a.segment_count; ++s) {
     const Format format = a.segments[s].format;
-    if ((format != Format::kI8D) != is_wide) continue;
+    if (inputs_of(format) != kind) continue;
     const int64_t each = to.groups[s] / to.cell, all = groups_of(to.depth, to.cell);
     int32_t* out = to.sums[s] + row * groups_of(to.depth, to.groups[s]);
     for (int64_t i = 0; i < all; i += each, ++out) {
@@ -155,10 +156,12 @@ inline void code_row(const Quantised& a, const Rows& to, int64_t row, const floa
     }
     *cells = sum_int(sum);
   }
-  sum_groups(a, to, row, cells - groups_of(to.depth, to.cell), kWide);
+  sum_groups(a, to, row, cells - groups_of(to.depth, to.cell), kWide ? Inputs::kWide : Inputs::kNarrow);
 }
 
 inline void quantise_row(const Quantised& a, const Rows& to, int64_t row) {
+  if (to.halves != nullptr) prepare_row(a, row, to.halves + row * a.depth);
+  if (to.wide == nullptr && to.narrow == nullptr) return;
   static thread_local std::vector<float> room;
   static thread_local std::vector<int32_t> cells;
   const auto size = static_cast<size_t>(a.depth);
@@ -181,21 +184,28 @@ constexpr int64_t kWholeGroup = 256;
 inline int64_t sum_group(const Segment& segment, int64_t depth) {
   const FormatInfo& info = kInfo[static_cast<int32_t>(segment.format)];
   if (segment.format == Format::kI8D) return groups_of(depth, kWholeGroup) * kWholeGroup;
-  if (info.is_whole) return kWholeGroup;
+  if (info.is_whole || is_fp8(segment.format)) return kWholeGroup;
   return segment.format == Format::kK6 ? 16 : info.is_super ? kUnit : segment.group;
 }
 
+inline bool uses(const Quantised& a, Inputs kind) {
+  for (int64_t s = 0; s < a.segment_count; ++s)
+    if (inputs_of(a.segments[s].format) == kind) return true;
+  return false;
+}
+
 // Room for the rows of a step, in one allocation of this thread.
-inline Rows rows_of(const Quantised& a, bool is_wide, bool is_narrow) {
+inline Rows rows_of(const Quantised& a) {
   const int64_t cells = a.rows * a.depth, sums = a.rows * (a.depth / 16);
-  const int64_t bytes = 4 * cells + 4 * sums * a.segment_count + 8 * a.rows;
+  const int64_t bytes = 6 * cells + 4 * sums * a.segment_count + 8 * a.rows;
   auto* at = static_cast<uint8_t*>(scratch(bytes + 256));
   Rows r{};
   r.depth = a.depth;
   r.cell = kWholeGroup;
-  if (is_wide) r.wide = at;
-  if (is_narrow) r.narrow = at + 2 * cells;
-  at += 4 * cells;
+  if (uses(a, Inputs::kWide)) r.wide = at;
+  if (uses(a, Inputs::kNarrow)) r.narrow = at + 2 * cells;
+  if (uses(a, Inputs::kHalves)) r.halves = reinterpret_cast<uint16_t*>(at + 4 * cells);
+  at += 6 * cells;
   for (int64_t s = 0; s < a.segment_count; ++s, at += 4 * sums) {
     r.sums[s] = reinterpret_cast<int32_t*>(at);
     r.groups[s] = sum_group(a.segments[s], a.depth);

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "pool.h"
-#include "quant_formats.h"
+#include "quant_fp8.h"
 
 namespace ranvier {
 namespace {
@@ -159,6 +159,9 @@ template <Format F, int R>
 void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
   if constexpr (F == Format::kI8D) {
     return multiply_dynamic<R>(p, tile, out);
+  } else if constexpr (is_fp8(F)) {
+    const int64_t depth = p.rows->depth;
+    multiply_fp8<F, R>(p.rows->halves + p.first * depth, depth, tile, segment, p.next, out);
   } else {
     constexpr FormatInfo kOf = info_of(F);
     const int64_t depth = p.rows->depth, span = segment.block(depth);
@@ -224,12 +227,6 @@ inline Tile tile_of(const Quantised& a, int64_t t) {
   return {&segment, at, at + (is_gated ? 1 : 2) * bytes};
 }
 
-bool uses(const Quantised& a, bool is_narrow) {
-  for (int64_t s = 0; s < a.segment_count; ++s)
-    if ((a.segments[s].format == Format::kI8D) == is_narrow) return true;
-  return false;
-}
-
 void run_tile(const Quantised& a, const Rows& rows, const Tile& tile, int64_t row, int64_t count,
               bool is_fetching, float* sums) {
   const Format format = tile.segment->format;
@@ -263,6 +260,7 @@ void run_group(const Quantised& a, const Rows& rows, int64_t group) {
 int32_t code_at(const uint8_t* unit, Format format, int64_t lane, int64_t input) {
   const int64_t step = input / 4, column = 4 * lane + input % 4;
   const int32_t bits = info_of(format).bits;
+  if (is_fp8(format)) return unit[64 * step + 4 * lane + input % 2 * 2 + input / 2 % 2];
   if (bits == 8) return unit[64 * step + column];
   const int32_t low = unit[step / 2 * 64 + column] >> (step % 2 * 4) & 15;
   if (bits == 4) return low;
@@ -273,6 +271,11 @@ int32_t code_at(const uint8_t* unit, Format format, int64_t lane, int64_t input)
 // A group's scale and shift of one output.
 template <Format F>
 inline void scales_at(const uint8_t* header, int64_t group, int64_t lane, float out[2]) {
+  if constexpr (is_fp8(F)) {
+    out[0] = fp8_scale<F>(header)[lane];
+    out[1] = 0.0f;
+    return;
+  }
   const Scales s = group_scales<F>(header, group, block_scales<F>(header));
   out[0] = s.scale[lane];
   out[1] = kHasShift<F> ? s.shift[lane] : -s.scale[lane] * (1 << zero_bits(F));
@@ -303,12 +306,13 @@ void row_out(const QuantisedRows& a, int64_t row) {
     const uint8_t* const header = tile + i / span * info.header;
     if (info.is_whole) {
       scales[0] = load_as<float>(header + 4 * lane);
-      scales[1] = -128.0f * scales[0];
+      scales[1] = is_fp8(segment.format) ? 0.0f : -128.0f * scales[0];
     } else if (i % group == 0) {
       kScalesAt[static_cast<size_t>(segment.format)](header, i % span / group, lane, scales);
     }
     const int32_t code = code_at(codes + i / kUnit * unit, segment.format, lane, i % kUnit);
-    out[i] = a.scale * (scales[0] * code + scales[1]);
+    const float value = is_fp8(segment.format) ? fp8_value(code) : static_cast<float>(code);
+    out[i] = a.scale * (scales[0] * value + scales[1]);
   }
 }
 
@@ -317,7 +321,7 @@ void row_out(const QuantisedRows& a, int64_t row) {
 namespace RANVIER_ISA {
 
 void quantised(const Quantised& a) {
-  const Rows rows = rows_of(a, uses(a, false), uses(a, true));
+  const Rows rows = rows_of(a);
   auto prepare = [&](int64_t row) { quantise_row(a, rows, row); };
   if (a.rows >= 4) {
     parallel_for(a.rows, prepare);

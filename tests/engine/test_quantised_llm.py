@@ -14,7 +14,7 @@ from ranvier.core.errors import ConfigError
 from ranvier.native import library
 
 PROMPTS = [[7, 11, 5, 80, 33, 9], [3, 4], list(range(10, 60))]
-FARTHEST = {"int8": 0.1, "int8-dynamic": 0.25, "int4": 1.0, "int4-asym": 1.0}
+FARTHEST = {"int8": 0.1, "int8-dynamic": 0.25, "int4": 1.0, "int4-asym": 1.0, "fp8": 0.6}
 """How far a scheme moves log-probabilities of the tiny random model, whose weights have no outliers
 to spare and no training to be robust by."""
 
@@ -55,7 +55,7 @@ def test_a_request_in_a_batch_is_bit_equal_to_itself_alone(quantised):
 @NEEDS_KERNELS
 def test_artifact_holds_the_bits_and_names_the_scheme(tiny_options, tmp_path):
     sizes = {}
-    for scheme in ("none", "int8", "int4"):
+    for scheme in ("none", "int8", "int4", "fp8", "fp8-tensor"):
         options = {**tiny_options, "dtype": "bfloat16", "artifacts": str(tmp_path)}
         LLM(**options, quantization=scheme).close()
     for path in tmp_path.glob("*/manifest.json"):
@@ -65,6 +65,7 @@ def test_artifact_holds_the_bits_and_names_the_scheme(tiny_options, tmp_path):
             entry["size"] for name, entry in arrays.items() if name.startswith(("gate_up", "down"))
         )
     assert sizes["int8"] < 0.6 * sizes["none"]
+    assert sizes["fp8"] == sizes["fp8-tensor"] == sizes["int8"]
     assert sizes["int4"] < 0.36 * sizes["none"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -47,6 +48,8 @@ def make(kind, shape, seed):
     """A random matrix of a format: bits, group, and what stands for 0."""
     rng = np.random.default_rng(seed)
     bits, group, zero = kind
+    if isinstance(zero, tuple):
+        return make_fp8(rng, shape, group or shape[1], zero)
     codes = rng.integers(-127, 128, shape) if bits == 8 else rng.integers(0, 2**bits, shape)
     codes = codes.astype(np.int8 if bits == 8 else np.uint8)
     if zero == "levels":
@@ -68,16 +71,35 @@ def make(kind, shape, seed):
     return QuantTensor(**fields)
 
 
+def make_fp8(rng, shape, group, block):
+    """Every e4m3 number but NaN, some of them often small; scales for `block` outputs each."""
+    codes = rng.integers(0, 127, shape) | rng.integers(0, 2, shape) << 7
+    codes[:, : shape[1] // 2] &= 0x8F if block[1] == "small" else 0xFF
+    scales = rng.uniform(0.5, 1.5, (-(-shape[0] // block[0]), shape[1] // group)) * 0.01
+    scales = np.repeat(scales.astype(np.float32), block[0], 0)[: shape[0]]
+    return QuantTensor(
+        codes=codes.astype(np.uint8), bits=8, group=group, kind="fp8", scales=scales
+    )  # fmt: skip
+
+
 FORMATS = {
     "int8": (8, 0, 0), "int8-dynamic": (8, 0, "dynamic"), "q8_0": (8, 32, 0), "q4_0": (4, 32, 8),
     "int4-g128": (4, 128, 8), "int4-asym": (4, 64, "zeros"), "q4_1": (4, 32, "offsets"),
     "q5_0": (5, 32, 16), "q5_1": (5, 32, "offsets"), "q4_k": (4, 32, "levels"),
-    "q5_k": (5, 32, "levels"), "q6_k": (6, 16, "levels"),
+    "q5_k": (5, 32, "levels"), "q6_k": (6, 16, "levels"), "fp8": (8, 0, (1, "small")),
+    "fp8-tensor": (8, 0, (1000, "any")), "fp8-group": (8, 96, (1, "any")),
+    "fp8-block": (8, 128, (128, "any")),
 }  # fmt: skip
 
 
+def inputs_of(tensor):
+    return "halves" if tensor.kind == "fp8" else tensor.activation_bits
+
+
 def rounded(x, bits):
-    """Activations as the kernel sees them: whole numbers of `bits` bits a row."""
+    """Activations as the kernel sees them: whole numbers of `bits` bits a row, or bf16."""
+    if bits == "halves":
+        return x.astype(ml_dtypes.bfloat16).astype(np.float64)
     top = np.abs(x).max(axis=1, keepdims=True)
     limit = 127 if bits == 8 else 127 * 256 + 127  # two bytes with sign
     return np.rint(x * (np.float32(limit) / top)).astype(np.float64) * top / limit
@@ -103,7 +125,7 @@ def test_product_is_the_format_s_own(isa, name, rows):
     tensors = [make(FORMATS[name], (OUTPUTS, INPUTS), seed) for seed in range(LAYERS)]
     x = np.random.default_rng(9).standard_normal((rows, INPUTS)).astype(np.float32)
     out = run(x, stack([[t] for t in tensors]), OUTPUTS)
-    wanted = rounded(x, tensors[1].activation_bits) @ tensors[1].values().astype(np.float64).T
+    wanted = rounded(x, inputs_of(tensors[1])) @ tensors[1].values().astype(np.float64).T
     # Integer sums are exact; what is left is the rounding of scaled sums to f32.
     assert np.abs(out - wanted).max() <= 3e-6 * np.abs(wanted).max()
 
@@ -119,12 +141,12 @@ def test_a_row_never_depends_on_its_neighbours(isa, name):
 
 
 def test_parts_of_other_formats_make_one_product():
-    kinds = (FORMATS["q4_k"], FORMATS["q6_k"], FORMATS["q8_0"])
+    kinds = (FORMATS["q4_k"], FORMATS["q6_k"], FORMATS["fp8-block"])
     parts = [make(kind, (48, INPUTS), i) for i, kind in enumerate(kinds)]
     x = np.random.default_rng(5).standard_normal((5, INPUTS)).astype(np.float32)
     out = run(x, stack([parts]), 144, layer=0)
-    matrix = np.concatenate([part.values() for part in parts]).astype(np.float64)
-    assert np.abs(out - rounded(x, 16) @ matrix.T).max() <= 3e-6 * np.abs(out).max()
+    products = [rounded(x, inputs_of(part)) @ part.values().astype(np.float64).T for part in parts]
+    assert np.abs(out - np.concatenate(products, 1)).max() <= 3e-6 * np.abs(out).max()
 
 
 def test_steps_around_the_product_are_those_of_the_dense_linear():
@@ -169,6 +191,13 @@ def test_values_that_are_not_finite_are_not_lost():
     assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
 
 
+def test_a_weight_that_is_not_a_number_is_refused():
+    tensor = make(FORMATS["fp8"], (16, 64), 0)
+    tensor.codes[3, 4] = 0xFF
+    with pytest.raises(CheckpointError, match="layers: a weight is not a number"):
+        pack_stack([[tensor]], "layers")
+
+
 def test_parts_that_do_not_fill_tiles_are_refused():
     parts = [make(FORMATS["q4_0"], (40, INPUTS), i) for i in (1, 2)]
     with pytest.raises(CheckpointError, match="40 outputs"):
@@ -178,6 +207,7 @@ def test_parts_that_do_not_fill_tiles_are_refused():
 def test_packed_bytes_are_the_bits_and_the_scales():
     inputs, outputs = 1536, 320
     for name, bits in {"int8": 8, "q4_0": 4.5, "q8_0": 8.5, "int4-g128": 4.125, "q4_k": 4.5,
-                       "q5_k": 5.5, "q6_k": 6.5625}.items():  # fmt: skip
+                       "q5_k": 5.5, "q6_k": 6.5625, "fp8": 8, "fp8-tensor": 8,
+                       "fp8-block": 8}.items():  # fmt: skip
         packed = pack_stack([[make(FORMATS[name], (outputs, inputs), 0)]], "test")
         assert packed.blob.size * 8 <= 1.03 * bits * inputs * outputs, name

@@ -25,7 +25,7 @@ SEGMENTS_MAX = 4
 HALF_ERROR = 2.0**-10
 """How far a scale may move, relatively, when it becomes a float16."""
 
-(I8, I8D, Q8, Q4, Q4_ZERO, Q4_ADD, Q5, Q5_ADD, K4, K5, K6) = range(11)
+(I8, I8D, Q8, Q4, Q4_ZERO, Q4_ADD, Q5, Q5_ADD, K4, K5, K6, F8, F8_GROUP, F8_BLOCK) = range(14)
 ZEROS = {4: 8, 5: 16, 6: 32, 8: 0}
 """The code of value 0 in formats that have one for all."""
 
@@ -76,7 +76,7 @@ class StackPacker:
                 )
             kind, tiles = _format(tensor), pack_tiles(tensor)
             assert kind is not None
-            group = tensor.group if kind not in (I8, I8D) else 0
+            group = tensor.group if kind not in (I8, I8D, F8) else 0
             self._rows[-1].append((kind, group, len(tiles), self._offset // LINE))
             self._pieces.append(tiles.reshape(-1))
             self._offset += tiles.size
@@ -99,15 +99,15 @@ def pack_tiles(tensor: QuantTensor) -> Bytes:
     kind = _format(tensor)
     assert kind is not None
     codes = _padded(tensor.codes)
-    units = _units(codes, tensor.bits)
+    units = _pairs(codes) if tensor.kind == "fp8" else _units(codes, tensor.bits)
     header = _header(tensor, kind).reshape(len(codes), -1)
     header = np.pad(header, ((0, 0), (0, -header.shape[1] % LINE)))
     return np.concatenate([header, units.reshape(len(codes), -1)], axis=1)
 
 
 def _format(tensor: QuantTensor) -> int | None:
-    if tensor.kind != "int":
-        return None
+    if tensor.kind == "fp8":
+        return _fp8_format(tensor)
     if tensor.levels is not None:
         return {4: K4, 5: K5, 6: K6}.get(tensor.bits)
     is_plain = tensor.zeros is None and tensor.offsets is None
@@ -121,6 +121,17 @@ def _format(tensor: QuantTensor) -> int | None:
         return {4: Q4_ADD, 5: Q5_ADD}.get(tensor.bits)
     plain = {4: Q4, 5: Q5, 8: Q8}.get(tensor.bits)
     return plain if is_plain and tensor.zero == ZEROS[tensor.bits] else None
+
+
+def _fp8_format(tensor: QuantTensor) -> int | None:
+    if tensor.group == tensor.shape[1]:
+        return F8
+    if tensor.group % UNIT:
+        return None
+    assert tensor.scales is not None
+    tiles = np.pad(tensor.scales, ((0, -tensor.shape[0] % LANES), (0, 0)), "edge")
+    tiles = tiles.reshape(-1, LANES, tiles.shape[1])
+    return F8_BLOCK if (tiles == tiles[:, :1]).all() else F8_GROUP
 
 
 def _fits_half(tensor: QuantTensor) -> bool:
@@ -155,6 +166,13 @@ def _units(codes: NDArray[Any], bits: int) -> Bytes:
     return np.concatenate(planes, axis=2)
 
 
+def _pairs(codes: NDArray[np.uint8]) -> Bytes:
+    """[tiles, units, bytes] of e4m3 codes: of four inputs the first two are words' low bytes."""
+    tiles, _, depth = codes.shape
+    steps = codes.reshape(tiles, LANES, depth // UNIT, STEPS, 2, 2).transpose(0, 2, 3, 1, 5, 4)
+    return np.ascontiguousarray(steps).reshape(tiles, depth // UNIT, -1)
+
+
 def _gather(steps: Bytes, bits: int) -> Bytes:
     """8 / bits steps into each line of bytes, the first lowest: [tiles, units, bytes]."""
     each = 8 // bits
@@ -168,9 +186,10 @@ def _gather(steps: Bytes, bits: int) -> Bytes:
 def _header(tensor: QuantTensor, kind: int) -> Bytes:
     """[tiles, blocks, bytes]."""
     levels = tensor.levels
-    if kind in (I8, I8D):
+    if kind in (I8, I8D, F8, F8_GROUP, F8_BLOCK):
         assert tensor.scales is not None
-        return _lanes(tensor.scales.astype("<f4"))
+        scales = tensor.scales[::LANES] if kind == F8_BLOCK else tensor.scales
+        return _lanes(scales.astype("<f4"), 1 if kind == F8_BLOCK else LANES)
     if levels is None:
         assert tensor.scales is not None
         rows = [_lanes(tensor.scales.astype("<f2"))]
@@ -191,10 +210,10 @@ def _header(tensor: QuantTensor, kind: int) -> Bytes:
     return np.concatenate(rows, axis=2)
 
 
-def _lanes(values: NDArray[Any]) -> Bytes:
+def _lanes(values: NDArray[Any], lanes: int = LANES) -> Bytes:
     """[O, blocks] to [tiles, blocks, bytes of 16 lanes]."""
-    padded = np.pad(values, ((0, -values.shape[0] % LANES), (0, 0)))
-    tiles = padded.reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1)
+    padded = np.pad(values, ((0, -values.shape[0] % lanes), (0, 0)))
+    tiles = padded.reshape(-1, lanes, values.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(tiles).view(np.uint8).reshape(len(tiles), values.shape[1], -1)
 
 

@@ -82,6 +82,8 @@ class QuantTensor:
         for field, numbers in (("a scale", outer), ("an offset", least)):
             if numbers is not None and not np.isfinite(numbers).all():
                 raise CheckpointError(f"{name}: {field} is not finite.")
+        if self.kind == "fp8" and (np.bitwise_and(self.codes, 0x7F) == 0x7F).any():
+            raise CheckpointError(f"{name}: a weight is not a number.")
         if (
             self.kind == "int"
             and self.bits < 8
