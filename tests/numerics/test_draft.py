@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from ranvier.build.drafting import pack_draft
-from ranvier.build.pack import pack_weights
+from ranvier.build.pack import Form, pack_weights
 from ranvier.build.programs import Sizes, programs
 from ranvier.core.buckets import BucketSet
 from ranvier.core.random import uniform
@@ -49,7 +49,7 @@ def make_runner(kind, family="llama", open_draft=None):
         draft=draft,
     )  # fmt: skip
     packed = dict(pack_weights(checkpoint, spec, "float32", kernels))
-    packed |= pack_draft(drafts_from, draft, "float32", kernels, is_quantised=False)
+    packed |= {n: own for n, (own,) in pack_draft(drafts_from, draft, Form("float32", kernels))}
     table = programs(spec, sizes)
     state = {name: jnp.zeros(s.shape, s.dtype) for name, s in table[0].arguments[1].items()}
     info = RunnerInfo(

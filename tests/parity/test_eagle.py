@@ -17,7 +17,7 @@ from tests.parity.test_parity import GOLDENS
 from ranvier.build.drafting import pack_draft
 from ranvier.build.eagle.features import FeatureModel
 from ranvier.build.eagle.open import open_eagle
-from ranvier.build.pack import pack_weights
+from ranvier.build.pack import Form, pack_weights
 from ranvier.core.errors import CheckpointError, ConfigError
 from ranvier.core.layout import MetaLayout
 from ranvier.models.table import resolve
@@ -54,7 +54,8 @@ class Head:
         draft_checkpoint, draft = opened(name, folder)
         kernels, own = select(kernels_name), draft.spec
         weights = dict(pack_weights(checkpoint, spec, "float32", kernels_name))
-        weights |= pack_draft(draft_checkpoint, draft, "float32", kernels_name, is_quantised=False)
+        form = Form("float32", kernels_name)
+        weights |= {n: own for n, (own,) in pack_draft(draft_checkpoint, draft, form)}
         drafter = EagleDrafter(draft.eagle, spec, kernels)
         self.weights = {k: jnp.asarray(w) for k, w in drafter.own(weights).items()}
         self.layout = MetaLayout(tokens=64, rows=1, blocks=BLOCKS)

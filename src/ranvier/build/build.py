@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from ranvier.artifact.lock import locked
 from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
 from ranvier.artifact.write import ArtifactWriter
-from ranvier.build.drafting import Source, with_draft
-from ranvier.build.pack import Form, constants, pack_ranks, pack_weights
+from ranvier.build.drafting import Source, pack_draft
+from ranvier.build.pack import Form, constants, pack_ranks
 from ranvier.build.programs import Program, Sizes, model_numbers, programs
 from ranvier.build.shard.cut import Shard
 from ranvier.core.errors import ArtifactError, CheckpointError
@@ -160,17 +161,14 @@ def add_text(writer: ArtifactWriter, checkpoint: Checkpoint, *, has_pictures: bo
 
 def pack_all(source: Source, sizes: Sizes) -> Iterator[tuple[str, list[NDArray[Any]]]]:
     """The packed weights of every rank, and of a drafter where there is one. As `pack_ranks`."""
-    is_quantised, parallel = sizes.quantization != "none", sizes.parallel
-    if parallel.ranks > 1:
-        form = Form(sizes.dtype, sizes.kernels, is_quantised)
-        shards = [Shard(source.spec, parallel, rank) for rank in range(parallel.ranks)]
-        yield from pack_ranks(source.checkpoint, shards, form)
-        return
-    packed = pack_weights(
-        source.checkpoint, source.spec, sizes.dtype, sizes.kernels, is_quantised=is_quantised
-    )
-    for name, array in with_draft(packed, source.draft, sizes):
-        yield name, [array]
+    parallel = sizes.parallel
+    shards = [Shard(source.spec, parallel, rank) for rank in range(parallel.ranks)]
+    form = Form(sizes.dtype, sizes.kernels, sizes.quantization != "none")
+    yield from pack_ranks(source.checkpoint, shards, form)
+    if sizes.draft is not None:
+        assert source.draft is not None, "a drafter without weights"
+        form = replace(form, is_quantised=sizes.draft_quantization != "none")
+        yield from pack_draft(source.draft, sizes.draft, form, parallel)
 
 
 def _compile(mesh: RankMesh, program: Program) -> tuple[bytes, bytes]:

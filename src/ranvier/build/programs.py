@@ -123,7 +123,10 @@ def cache_shapes(spec: DecoderSpec, sizes: Sizes) -> CacheShapes:
 
 
 def state_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[tuple[int, ...], str]]:
-    """name -> (shape, dtype) of what a step takes, donates and gives back; zeros at the start."""
+    """name -> (shape, dtype) of what a step takes, donates and gives back; zeros at the start.
+
+    `spec` is a rank's.
+    """
     cache = cache_shapes(spec, sizes)
     samples = sizes.max_num_seqs * (1 + sizes.buckets.lookahead)
     state = {
@@ -133,7 +136,8 @@ def state_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[tuple[int, 
         **vision_state(spec, sizes.vision, sizes.dtype),
     }
     if sizes.draft is not None:
-        state.update(draft_state(cache_shapes(sizes.draft.spec, sizes)))
+        own = rank_spec(sizes.draft.spec, sizes.parallel)
+        state.update(draft_state(cache_shapes(own, sizes)))
     return state
 
 
@@ -173,7 +177,9 @@ def programs(
         for name, (shape, kind) in state_shapes(spec, sizes).items()
     }
     kind = DTYPES[sizes.dtype]
-    drafter = None if sizes.draft is None else make_drafter(sizes.draft, spec, kernels, sizes.dtype)
+    drafter = None
+    if sizes.draft is not None:
+        drafter = make_drafter(sizes.draft, spec, kernels, sizes.dtype, parallel)
     table = []
     for shape in program_shapes(sizes.buckets, sizes.max_num_seqs):
         layout = shape.layout(sizes.block_tokens, sizes.max_model_len, sizes.vision)
@@ -218,4 +224,5 @@ def _weight_shapes(spec: DecoderSpec, sizes: Sizes) -> dict[str, tuple[Any, Any]
     shapes = weight_shapes(spec, sizes.dtype, sizes.kernels, sizes.parallel)
     if sizes.draft is None:
         return shapes
-    return {**shapes, **draft_weight_shapes(sizes.draft, sizes.dtype, sizes.kernels)}
+    own = draft_weight_shapes(sizes.draft, sizes.dtype, sizes.kernels, sizes.parallel)
+    return {**shapes, **own}

@@ -48,11 +48,12 @@ def open_drafting(
     asked = read_speculative(options.speculative_config)
     if asked is None or asked.is_on_host:
         return None
-    if options.tensor_parallel_size > 1:
+    if options.pipeline_parallel_size > 1:
         raise ConfigError(
-            f"speculative_config: a drafter on {options.tensor_parallel_size} devices is not "
-            "supported yet.",
-            hint="The method ngram guesses on the host and works with any number.",
+            f"speculative_config with pipeline_parallel_size={options.pipeline_parallel_size}: a "
+            "drafter on the device is not cut over stages.",
+            hint="The method ngram guesses on the host and works with any number; tensor_parallel_"
+            "size cuts drafters too.",
         )
     assert asked.model is not None
     path = locate(asked.model, asked.revision, options.download_dir)

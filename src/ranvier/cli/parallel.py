@@ -58,17 +58,12 @@ def check_features(sizes: Sizes, target: Target) -> None:
     is_lowered = target.is_neuron and parallel.pipeline == 1
     if parallel.ranks == 1 or is_lowered:
         return
-    found = {
-        "a drafter on the device": sizes.draft is not None,
-        "pictures": sizes.vision is not None,
-    }
-    for name, is_wanted in found.items():
-        if is_wanted:
-            raise ConfigError(
-                f"tensor_parallel_size={parallel.tensor} x pipeline_parallel_size="
-                f"{parallel.pipeline}: {name} over several ranks is not supported yet.",
-                hint="Run it on one rank, or without.",
-            )
+    if sizes.vision is not None:
+        raise ConfigError(
+            f"tensor_parallel_size={parallel.tensor} x pipeline_parallel_size={parallel.pipeline}: "
+            "pictures over several ranks are not supported yet.",
+            hint="Run it on one rank, or without.",
+        )
 
 
 def _parallel(options: Options) -> Parallel:

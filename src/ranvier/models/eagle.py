@@ -53,6 +53,8 @@ class EagleSpec:
     has_fc_bias: bool = False
     has_embed: bool = False
     has_head: bool = False
+    is_reduced: bool = False
+    """The head's ids are its own, to be turned into the target's."""
 
     @property
     def is_eagle3(self) -> bool:
@@ -61,11 +63,6 @@ class EagleSpec:
     @property
     def draft_vocab(self) -> int:
         return self.decoder.vocab_size
-
-    @property
-    def is_reduced(self) -> bool:
-        """Whether the head's ids are its own, to be turned into the target's."""
-        return self.draft_vocab != self.target_vocab
 
     @property
     def feature_size(self) -> int:
@@ -91,7 +88,8 @@ def resolve_eagle(
     _check_known(config, shapes, names[0])
     numbers = _numbers(config, shapes, target)
     taps = _taps(config, target, names) if method == "eagle3" else ()
-    decoder = DecoderSpec(**numbers)
+    # An embedding is over the target's ids, whatever the head is over.
+    decoder = DecoderSpec(**numbers, embed_extra=target.vocab_size - numbers["vocab_size"])
     spec = EagleSpec(
         method=method,
         decoder=decoder,
@@ -105,6 +103,7 @@ def resolve_eagle(
         has_fc_bias="fc.bias" in shapes,
         has_embed="embed_tokens.weight" in shapes,
         has_head="lm_head.weight" in shapes,
+        is_reduced=decoder.vocab_size != target.vocab_size,
     )
     arrays = eagle_arrays(spec)
     _check_shapes(spec, arrays, shapes, names)

@@ -7,7 +7,7 @@ layers and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.lora import LoraPart, lora_of
 from ranvier.nn.kernels.table import Kernels
-from ranvier.nn.sample_rows import RowSampler
+from ranvier.nn.sample_rows import sampler_of
 from ranvier.nn.shards import Shards
 from ranvier.nn.stream import Stream
 from ranvier.nn.vision.cross import CrossLayers
@@ -115,7 +115,7 @@ class Decoder:
             logits_RV = self.head(weights, rows_RD, meta[2:3])
         with jax.named_scope("sample"):
             edits, allowed = inputs["edits"], inputs["allowed"]
-            out = self._sampler(weights)(
+            out = sampler_of(self.kernels, self.shards, weights)(
                 logits_RV, meta, layout, edits, allowed, top_count=self.top_count
             )
         sampled = lax.dynamic_update_slice(state["sampled"], out[:, 0], (0,))
@@ -147,12 +147,6 @@ class Decoder:
             outputs=self.spec.vocab_size, norm=norm, out_dtype=jnp.float32,
         )  # fmt: skip
 
-    def _sampler(self, weights: Weights) -> Callable[..., Array]:
-        """What samples the logits of `head`."""
-        if self.shards is None:
-            return self.kernels.sample
-        return RowSampler(self.kernels.sample, self.shards, weights["rank"])
-
     def _look(
         self, weights: Weights, x_TD: Array, state: State, meta: Array
     ) -> tuple[Array, Seen | None]:
@@ -175,12 +169,13 @@ class Decoder:
     def embed(self, weights: Weights, ids_T: Array) -> Array:
         """Rows of tokens; of several ranks the one that holds a token gives its row."""
         spec, table = self.spec, weight_of(weights, "embed")
-        if self.shards is None:
+
+        def rows(ids_T: Array) -> Array:
             return self.kernels.embed(table, ids_T, hidden=spec.hidden, scale=spec.embed_scale)
-        ids_T = ids_T - weights["rank"][0] * spec.embed_rows
-        own_T = jnp.clip(ids_T, 0, spec.embed_rows - 1)
-        x_TD = self.kernels.embed(table, own_T, hidden=spec.hidden, scale=spec.embed_scale)
-        x_TD = jnp.where((ids_T == own_T)[:, None], x_TD, 0.0)
+
+        if self.shards is None:
+            return rows(ids_T)
+        x_TD = self.shards.look_up(rows, ids_T, spec.embed_rows, weights["rank"])
         return Stream(self.shards, weights).join_all(x_TD)
 
     def run(

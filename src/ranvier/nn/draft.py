@@ -8,7 +8,7 @@ both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from ranvier.core.layout import MetaLayout
-from ranvier.nn.kernels.table import Kernels
 
 __all__ = ["PREFIX", "Drafter", "Verified", "pack_meta", "verify"]
 
@@ -90,13 +89,15 @@ class Verified:
             fields[name] = _take(self.field(name), self.field("draft_rows"))
         return pack_meta(self.single_layout(), fields)
 
-    def pick(self, kernels: Kernels, logits_SV: Array, meta: Array) -> Array:
-        """A token a sequence from logits at the target's ids; `meta` is that of `single`."""
-        rows, vocab = logits_SV.shape
+    def pick(
+        self, sample: Callable[..., Array], logits_SV: Array, meta: Array, vocab: int
+    ) -> Array:
+        """A token a sequence by a sampler of `vocab` logits; `meta` is that of `single`."""
+        rows = logits_SV.shape[0]
         edits = jnp.zeros((rows, 1, 3), jnp.int32)
         allowed = jnp.zeros((rows, -(-vocab // 32)), jnp.int32)
         layout = self.single_layout()
-        out = kernels.sample(logits_SV, meta, layout, edits, allowed, top_count=0)
+        out = sample(logits_SV, meta, layout, edits, allowed, top_count=0)
         return out[:, 0]
 
 

@@ -14,6 +14,8 @@ from ranvier.core.layout import MetaLayout
 from ranvier.nn.decoder import Decoder, DecoderNumbers
 from ranvier.nn.draft import PREFIX, Verified, pack_meta
 from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.sample_rows import sampler_of
+from ranvier.nn.shards import Shards
 
 __all__ = ["ModelDrafter"]
 
@@ -22,11 +24,15 @@ Caches = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class ModelDrafter:
-    """Drafts with a whole decoder of the numbers `spec`; `dtype` is that of its activations."""
+    """Drafts with a whole decoder of the numbers `spec`; `dtype` is that of its activations.
+
+    Over ranks it is cut as its target is, and its numbers are a rank's.
+    """
 
     spec: DecoderNumbers
     kernels: Kernels
     dtype: Any = None
+    shards: Shards | None = None
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -78,10 +84,12 @@ class ModelDrafter:
         self, own: Mapping[str, Array], rows_SD: Array, seen: Verified, index: Array
     ) -> Array:
         logits_SV = self._decoder(seen.single_layout()).head(own, rows_SD, seen.meta[1:2])
-        return seen.pick(self.kernels, logits_SV, seen.single(index))
+        sample = sampler_of(self.kernels, self.shards, own)
+        vocab = self.shards.vocab_size if self.shards else self.spec.vocab_size
+        return seen.pick(sample, logits_SV, seen.single(index), vocab)
 
     def _decoder(self, layout: MetaLayout) -> Decoder:
-        return Decoder(self.spec, self.kernels, layout, 0, dtype=self.dtype)
+        return Decoder(self.spec, self.kernels, layout, 0, self.shards, self.dtype)
 
 
 def _named(k: Array, v: Array) -> dict[str, Array]:

@@ -22,6 +22,8 @@ from ranvier.nn.draft import PREFIX, Verified
 from ranvier.nn.kernels.attention import AttentionSpec
 from ranvier.nn.kernels.linear import weight_of
 from ranvier.nn.kernels.table import Kernels
+from ranvier.nn.sample_rows import sampler_of
+from ranvier.nn.shards import Shards
 
 __all__ = ["EagleDrafter", "EagleHead", "EagleNumbers"]
 
@@ -54,11 +56,15 @@ class EagleNumbers(Protocol):
 
 @dataclass(frozen=True)
 class EagleHead:
-    """The head's pure functions on weights under its own names; `dtype`: of its activations."""
+    """The head's pure functions on weights under its own names; `dtype`: of its activations.
+
+    Over ranks its layer is cut as one of its target's; fc and what goes in and out are whole.
+    """
 
     spec: EagleNumbers
     kernels: Kernels
     dtype: Any = None
+    shards: Shards | None = None
 
     def fuse(self, weights: Weights, features_TF: Array, count: Array) -> Array:
         """What EAGLE-3's layer takes of features that lie side by side; EAGLE's takes them so."""
@@ -99,17 +105,16 @@ class EagleHead:
             q_norm=weights["q_norm"] if own.has_qk_norm else None,
             k_norm=weights["k_norm"] if own.has_qk_norm else None,
         )  # fmt: skip
-        x_TD = self._linear(weights, "o", out_TO, count, outputs=own.hidden, residual=residual_TD)
+        x_TD = self._add(weights, "o", residual_TD, out_TO, count)
         inner_TF = self._linear(
             weights, "gate_up", x_TD, count,
             outputs=2 * own.intermediate, norm=(weights["mlp_norm"], own.norm_eps),
             gated=own.activation, out_dtype=self.dtype or k.dtype,
         )  # fmt: skip
-        x_TD = self._linear(weights, "down", inner_TF, count, outputs=own.hidden, residual=x_TD)
-        return x_TD, (k, v)
+        return self._add(weights, "down", x_TD, inner_TF, count), (k, v)
 
     def logits(self, weights: Weights, rows_RD: Array, count: Array) -> Array:
-        """Logits over the head's own vocabulary, [R, Vd]."""
+        """Logits over the head's own vocabulary, [R, Vd]; of several ranks each one's part."""
         own = self.spec.decoder
         norm = (weights["final_norm"], own.norm_eps) if self.spec.is_eagle3 else None
         return self._linear(weights, "head", rows_RD, count, outputs=own.vocab_size, norm=norm)
@@ -131,6 +136,13 @@ class EagleHead:
         residual_TD = norms[1] if self.spec.norm_before_residual else hidden_TD
         return jnp.concatenate(norms, axis=1), residual_TD
 
+    def _add(self, weights: Weights, name: str, x_TD: Array, inner: Array, count: Array) -> Array:
+        """Project back into the stream."""
+        outputs = self.spec.decoder.hidden
+        if self.shards is None:
+            return self._linear(weights, name, inner, count, outputs=outputs, residual=x_TD)
+        return x_TD + self.shards.sum(self._linear(weights, name, inner, count, outputs=outputs))
+
     def _fc(self, weights: Weights, x_TI: Array, count: Array) -> Array:
         bias = weights["fc_bias"] if self.spec.has_fc_bias else None
         outputs = self.spec.decoder.hidden
@@ -143,12 +155,16 @@ class EagleHead:
 
 @dataclass(frozen=True)
 class EagleDrafter:
-    """The head as a drafter (nn/draft.py). `target`: the numbers of the model it drafts for."""
+    """The head as a drafter (nn/draft.py). `target`: the numbers of the model it drafts for.
+
+    Over ranks all numbers are a rank's, and `shards` has the head's whole vocabulary.
+    """
 
     spec: EagleNumbers
     target: DecoderNumbers
     kernels: Kernels
     dtype: Any = None
+    shards: Shards | None = None
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -199,7 +215,7 @@ class EagleDrafter:
 
     @property
     def _head(self) -> EagleHead:
-        return EagleHead(self.spec, self.kernels, self.dtype)
+        return EagleHead(self.spec, self.kernels, self.dtype, self.shards)
 
     def own(self, weights: Weights) -> dict[str, Array]:
         """The head's weights by its own names, with what it shares with its target."""
@@ -217,14 +233,24 @@ class EagleDrafter:
 
     def embed(self, own: Weights, ids: Array) -> Array:
         """Embeddings [T, D] of target ids: the head's own, or the target's."""
-        size = self.spec.decoder.hidden
-        scale = 1.0 if self.spec.has_embed else self.target.embed_scale
-        return self.kernels.embed(weight_of(own, "embed"), ids, hidden=size, scale=scale)
+        numbers = self.spec.decoder if self.spec.has_embed else self.target
+        table = weight_of(own, "embed")
+
+        def rows(ids: Array) -> Array:
+            size, scale = numbers.hidden, numbers.embed_scale
+            return self.kernels.embed(table, ids, hidden=size, scale=scale)
+
+        if self.shards is None:
+            return rows(ids)
+        part_TD = self.shards.look_up(rows, ids, numbers.embed_rows, own["rank"])
+        return self.shards.sum_all(part_TD)
 
     def _guess(self, own: Weights, rows_SD: Array, seen: Verified, index: Array) -> Array:
         """A token a sequence, drawn with the uniform number that the target will draw with."""
         logits_SV = self._head.logits(own, rows_SD, seen.meta[1:2])
-        ids_S = seen.pick(self.kernels, logits_SV, seen.single(index))
+        sample = sampler_of(self.kernels, self.shards, own)
+        vocab = self.shards.vocab_size if self.shards else self.spec.decoder.vocab_size
+        ids_S = seen.pick(sample, logits_SV, seen.single(index), vocab)
         return _take(own["ids"], ids_S) if self.spec.is_reduced else ids_S
 
 

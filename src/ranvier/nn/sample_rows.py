@@ -8,7 +8,7 @@ no further collective. Only the drawn entries are gathered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from jax import Array
 
 from ranvier.core.layout import FLOAT_FIELDS, MetaLayout
 from ranvier.nn.draft import pack_meta
+from ranvier.nn.kernels.table import Kernels
 from ranvier.nn.shards import Shards
 
-__all__ = ["RowSampler"]
+__all__ = ["RowSampler", "sampler_of"]
 
 FIELDS = ("top_k", "logprob_counts", "target_ids", "edit_counts", "flags", *FLOAT_FIELDS)
 """Of the metadata, what a sampler reads of each row."""
@@ -69,3 +70,12 @@ class RowSampler:
             logits_EV, pack_meta(own, fields), own, take(edits), take(allowed), top_count=top_count
         )
         return self.shards.gather_rows(drawn)[:rows]
+
+
+def sampler_of(
+    kernels: Kernels, shards: Shards | None, weights: Mapping[str, Array]
+) -> Callable[..., Array]:
+    """What samples the logits that each rank has a part of; of one rank the target's own."""
+    if shards is None:
+        return kernels.sample
+    return RowSampler(kernels.sample, shards, weights["rank"])

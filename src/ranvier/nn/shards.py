@@ -29,6 +29,14 @@ class Shards:
     is_sequence: bool = False
     """The residual stream is cut along its tokens (nn/stream.py)."""
 
+    def look_up(
+        self, embed: Callable[[Array], Array], ids_T: Array, rows: int, rank: Array
+    ) -> Array:
+        """embed(ids) of the ids among the rank's own `rows`, else zeros: a term of the sum."""
+        ids_T = ids_T - rank[0] * rows
+        own_T = jnp.clip(ids_T, 0, rows - 1)
+        return jnp.where((ids_T == own_T)[:, None], embed(own_T), 0.0)
+
     def sum(self, x: Array) -> Array:
         """The sum over the cores of a stage."""
         return x if self.tensor == 1 else _sum(x, AXES[1])

@@ -60,6 +60,7 @@ def head_spec(target: DecoderSpec, size: HeadSize) -> EagleSpec:
         taps=taps if is_eagle3 else (),
         target_hidden=target.hidden,
         target_vocab=target.vocab_size,
+        is_reduced=decoder.vocab_size != target.vocab_size,
     )
     return dataclasses.replace(
         spec, decoder=dataclasses.replace(decoder, arrays=eagle_arrays(spec))

@@ -105,8 +105,8 @@ def _add_model(writer: ArtifactWriter, source: Source, sizes: Sizes) -> dict[str
         ranks = sizes.parallel.ranks
         why = "the model is a config alone; compile with its weights"
         return {weights_file(rank, ranks): why for rank in range(ranks)}
-    if sizes.parallel.ranks > 1 and (sizes.draft is not None or sizes.vision is not None):
-        why = "weights of drafters and encoders are not cut over ranks yet"
+    if sizes.parallel.ranks > 1 and sizes.vision is not None:
+        why = "weights of encoders are not cut over ranks yet"
         return {
             weights_file(rank, sizes.parallel.ranks): why for rank in range(sizes.parallel.ranks)
         }
