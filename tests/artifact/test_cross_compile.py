@@ -77,7 +77,7 @@ def test_the_artifact_is_whole_but_for_the_binaries(built):
     assert manifest.arrays
 
 
-def test_a_model_that_sees_keeps_how_pictures_are_prepared(tmp_path):
+def test_a_model_that_sees_has_its_weights_a_core_and_how_pictures_are_prepared(tmp_path):
     folder = tmp_path / "llava"
     shutil.copytree(GOLDENS / "llava", folder)
     (folder / "tokenizer.json").write_text(tokenizer())
@@ -85,11 +85,17 @@ def test_a_model_that_sees_keeps_how_pictures_are_prepared(tmp_path):
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     built = ranvier.compile(
         str(folder), target="neuron-trn2", instance="trn2.48xlarge", max_model_len=128,
-        max_num_seqs=4, artifacts=str(tmp_path / "artifacts"), **ONE_BUCKET,
+        max_num_seqs=4, artifacts=str(tmp_path / "artifacts"), tensor_parallel_size=2,
+        **ONE_BUCKET,
     )  # fmt: skip
+    manifest = read_manifest(built.path)
+    assert {"weights.r0.bin", "weights.r1.bin"} <= set(manifest.files)
+    assert all(name.endswith(".neff") for name in manifest.missing)
+    assert manifest.arrays["vision.qkv"].shape[2] == 3 * 32 // 2
+    assert verify(built.path) == []
     kept = json.loads((built.path / "text/preprocessor_config.json").read_text())
     assert kept == PROCESSOR
-    assert "text/preprocessor_config.json" in read_manifest(built.path).files
+    assert "text/preprocessor_config.json" in manifest.files
 
 
 def test_an_incomplete_artifact_is_refused_with_the_command(built):

@@ -49,20 +49,14 @@ def check_parallel(options: Options, spec: DecoderSpec, target: Target) -> Paral
     return parallel
 
 
-def check_features(sizes: Sizes, target: Target) -> None:
-    """Refuse what is not cut over ranks yet. Raises ConfigError.
-
-    For Neuron such programs can be lowered over cores of one stage; their weights are not packed.
-    """
+def check_features(sizes: Sizes) -> None:
+    """Refuse what is not cut over ranks yet. Raises ConfigError."""
     parallel = sizes.parallel
-    is_lowered = target.is_neuron and parallel.pipeline == 1
-    if parallel.ranks == 1 or is_lowered:
-        return
-    if sizes.vision is not None:
+    if sizes.vision is not None and parallel.pipeline > 1:
         raise ConfigError(
             f"tensor_parallel_size={parallel.tensor} x pipeline_parallel_size={parallel.pipeline}: "
-            "pictures over several ranks are not supported yet.",
-            hint="Run it on one rank, or without.",
+            "pictures over pipeline stages are not supported yet.",
+            hint="Give pipeline_parallel_size 1, or go without pictures.",
         )
 
 

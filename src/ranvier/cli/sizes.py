@@ -96,7 +96,7 @@ def plan_sizes(
     quantization = quantisation_of(options, checkpoint, sizes.dtype)
     stored = stored_bytes(checkpoint) if quantization != DENSE and sizes.kernels == "cpu" else None
     sizes = _of_model(options, sizes, spec, quantization, drafting)
-    check_features(sizes, target)
+    check_features(sizes)
     need = _need(spec, sizes, stored, drafting)
     if target.platform != "cpu":
         if share is not None:

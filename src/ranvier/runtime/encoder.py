@@ -13,6 +13,7 @@ from ranvier.core.errors import DeviceError
 from ranvier.core.media import ImageItem, VisionInfo
 from ranvier.core.program import ProgramShape, encoder_shapes
 from ranvier.runtime.compat import LoadedProgram
+from ranvier.runtime.mesh import RankMesh
 from ranvier.runtime.pictures import Arrays, arrange, padded, units_of
 
 __all__ = ["PREFIX", "PictureEncoder"]
@@ -25,7 +26,7 @@ class PictureEncoder:
     """Encodes one picture at a time in the smallest bucket that holds it.
 
     `numbers` is the manifest's model["encoder"]: preparation, and for each bucket its arrays and
-    how many rows it puts out.
+    how many rows it puts out. Of several ranks each encodes, with its part of the weights.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class PictureEncoder:
         numbers: Mapping[str, Any],
         programs: Mapping[ProgramShape, LoadedProgram],
         weights: list[jax.Array],
+        mesh: RankMesh,
     ) -> None:
         self.vision = vision
         self.state_names: list[str] = sorted(numbers["state"])
@@ -42,6 +44,7 @@ class PictureEncoder:
         self._shapes = {shape.tokens: shape for shape in encoder_shapes(vision)}
         self._programs = programs
         self._weights = weights
+        self._mesh = mesh
 
     def run(self, image: ImageItem, rows: list[int], state: list[jax.Array]) -> list[jax.Array]:
         """The state with the picture's features in `rows`. Raises DeviceError; donates `state`."""
@@ -70,5 +73,6 @@ class PictureEncoder:
         inputs["rows"] = np.full(bucket["outputs"], 0 if self.vision.is_cross else self.vision.rows,
                                  np.int32)  # fmt: skip
         inputs["rows"][: len(rows)] = rows
-        flat = [jax.device_put(inputs[name]) for name in sorted(inputs)]
-        return self._programs[self._shapes[units]]([*self._weights, *state, *flat])
+        flat = [self._mesh.same(inputs[name]) for name in sorted(inputs)]
+        program = self._programs[self._shapes[units]]
+        return self._mesh.run_own(program, [*self._weights, *state, *flat])

@@ -80,7 +80,7 @@ def load_runner(
             slots = AdapterSlots(stacks, source.load(place.name, mesh), mesh)
     encoder = None
     if info.vision is not None:
-        encoder = PictureEncoder(info.vision, manifest.model["encoder"], encoders, seeing)
+        encoder = PictureEncoder(info.vision, manifest.model["encoder"], encoders, seeing, mesh)
     runner = DeviceRunner(info, programs, weights, state, in_use.close, encoder, slots)
     with _timed(phases, "warm programs"):
         runner.warm()

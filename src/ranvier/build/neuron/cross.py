@@ -105,11 +105,6 @@ def _add_model(writer: ArtifactWriter, source: Source, sizes: Sizes) -> dict[str
         ranks = sizes.parallel.ranks
         why = "the model is a config alone; compile with its weights"
         return {weights_file(rank, ranks): why for rank in range(ranks)}
-    if sizes.parallel.ranks > 1 and sizes.vision is not None:
-        why = "weights of encoders are not cut over ranks yet"
-        return {
-            weights_file(rank, sizes.parallel.ranks): why for rank in range(sizes.parallel.ranks)
-        }
     add_text(writer, checkpoint, has_pictures=sizes.vision is not None)
     writer.add_weights(pack_all(source, sizes))
     return {}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.build.shard.rank import Parallel, heads_of
+from ranvier.build.vision.shards import Side, tower_runs
 from ranvier.core.errors import ConfigError
 from ranvier.models.spec import ArraySpec, DecoderSpec
 from ranvier.weights.quantised import SUPER, QuantTensor
@@ -21,19 +22,25 @@ from ranvier.weights.shards.runs import Run, Runs, take
 
 __all__ = ["CUTS", "Shard", "cut", "cut_quantised"]
 
-Axis = Literal["heads", "mlp", "vocabulary"]
-Side = Literal["outputs", "inputs"]
+Axis = Literal["heads", "queries", "keys", "mlp", "vocabulary"]
 
 CUTS: dict[str, tuple[Side, Axis]] = {
     "qkv": ("outputs", "heads"),
     "qkv_bias": ("outputs", "heads"),
-    "o": ("inputs", "heads"),
+    "o": ("inputs", "queries"),
     "gate_up": ("outputs", "mlp"),
     "down": ("inputs", "mlp"),
     "embed": ("outputs", "vocabulary"),
     "head": ("outputs", "vocabulary"),
+    "cross_q": ("outputs", "queries"),
+    "cross_o": ("inputs", "queries"),
+    "cross_gate_up": ("outputs", "mlp"),
+    "cross_down": ("inputs", "mlp"),
+    "vision.cross_kv": ("outputs", "keys"),
 }
-"""Name of an array -> (the side of its matrices that is cut, along what)."""
+"""Name of an array -> (the side of its matrices that is cut, along what). Towers of encoders are
+cut as build/vision/shards says."""
+GATED = ("gate_up", "cross_gate_up")
 RANKS_TOLD = 64
 
 
@@ -59,23 +66,26 @@ class Shard:
 
     def runs(self, name: str) -> tuple[Side, tuple[Runs, ...]] | None:
         """Which side of an array is cut, and for each of its parts what is taken; None: all."""
-        if self.parallel.ranks == 1 or name not in CUTS:
+        if self.parallel.ranks == 1:
             return None
+        if name not in CUTS:
+            core = self.parallel.core(self.rank)
+            return tower_runs(self.spec.vision, name, self.parallel.tensor, core)
         side, axis = CUTS[name]
-        if axis == "heads":
-            return side, self._heads(is_query_only=name == "o")
+        if axis in ("heads", "queries", "keys"):
+            return side, self._heads(axis)
         if axis == "vocabulary":
             size = self.spec.embed_rows if name == "embed" else self.spec.vocab_size
             return side, (_even(size, self.parallel.ranks, self.rank),)
         core = self.parallel.core(self.rank)
         part = _even(self.spec.intermediate, self.parallel.tensor, core)
-        return side, (part, part) if name == "gate_up" else (part,)
+        return side, (part, part) if name in GATED else (part,)
 
-    def _heads(self, *, is_query_only: bool) -> tuple[Runs, ...]:
+    def _heads(self, axis: Axis) -> tuple[Runs, ...]:
         spec, parallel = self.spec, self.parallel
         own = heads_of(spec, parallel.tensor, parallel.core(self.rank))
         query, kv = (_merged(heads, spec.head_size) for heads in (own.query, own.kv))
-        return (query,) if is_query_only else (query, kv, kv)
+        return {"queries": (query,), "keys": (kv, kv)}.get(axis, (query, kv, kv))
 
 
 def cut(parts: list[NDArray[Any]], array: ArraySpec, shard: Shard) -> list[NDArray[Any]]:
@@ -153,6 +163,8 @@ def _torn(name: str, tensor: QuantTensor, unit: int, shard: Shard) -> ConfigErro
     spec, size = shard.spec, shard.parallel.tensor
 
     def own(cores: int) -> int:
+        if name not in CUTS:
+            return tensor.shape[1] // (1 if tensor.shape[1] % cores else cores)
         if CUTS[name][1] == "mlp":
             return -(-spec.intermediate // cores)
         return len(heads_of(spec, cores, 0).query) * spec.head_size

@@ -7,27 +7,26 @@ buffer of features; keys and values of tiles lie with their KV heads.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from ranvier.models.spec import ArraySpec, DecoderSpec, VisionSpec
 from ranvier.nn.vision.tower import Tower
+from ranvier.weights.shards.runs import Run, Runs
 
-__all__ = ["STATE_HEADS", "core_vision", "cross_array", "split_axis"]
+__all__ = ["Side", "core_vision", "cross_array", "tower_runs"]
 
-STATE_HEADS = 3
-"""The axis of cross_k and cross_v that is cut."""
 OUTPUTS = ("qkv", "up", "gate")
 INPUTS = ("o", "down")
-CROSS = {"cross_q": 2, "cross_o": 1, "cross_gate_up": 2, "cross_down": 1, "vision.cross_kv": 2}
-"""Which axis of a weight [L, I, O] of the layers that attend to tiles is cut."""
+Side = Literal["outputs", "inputs"]
 
 
 def core_vision(vision: VisionSpec, cores: int) -> VisionSpec:
     """The encoder of one of `cores` cores."""
     encoder: Any = vision.encoder
-    changes = {field: _core_tower(tower, cores) for field, tower in _towers(encoder).items()}
+    towers = {name: _core_tower(tower, cores) for name, tower in _towers(encoder).items()}
+    fields = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
+    changes = {f: towers[v.name] for f, v in fields.items() if isinstance(v, Tower)}
     encoder = dataclasses.replace(encoder, **changes)
-    towers = {tower.name: tower for tower in changes.values()}
     arrays = tuple(_array(array, towers) for array in vision.arrays)
     return dataclasses.replace(vision, encoder=encoder, arrays=arrays)
 
@@ -47,26 +46,34 @@ def cross_array(own: DecoderSpec, array: ArraySpec) -> ArraySpec:
     return dataclasses.replace(array, shape=tuple(shape))
 
 
-def split_axis(name: str, vision: VisionSpec | None) -> int | None:
-    """The axis of a packed weight [L, I, O] or bias [L, O] that is cut over cores; None: whole."""
-    if name in CROSS:
-        return CROSS[name]
+def tower_runs(
+    vision: VisionSpec | None, name: str, cores: int, core: int
+) -> tuple[Side, tuple[Runs, ...]] | None:
+    """Which side of an array of a tower is cut, and what a core takes of each part; None: all.
+
+    q, k and v may be one part: then it has a run of each.
+    """
     tower, part = _part(name)
-    if vision is None or not _is_cut(vision, tower):
+    whole = None if vision is None else _towers(vision.encoder).get(tower)
+    own = None if whole is None else _core_tower(whole, cores)
+    if vision is None or own is None or own.cores == 1:
         return None
-    if part.removesuffix("_bias") in OUTPUTS:
-        return 1 if part.endswith("_bias") else 2
-    return 1 if part in INPUTS else None
+    kind = part.removesuffix("_bias")
+    side: Side = "outputs" if kind in OUTPUTS else "inputs"
+    if part not in INPUTS and kind not in OUTPUTS:
+        return None
+    size = own.heads * own.head_size if kind in ("qkv", "o") else own.intermediate
+    if kind != "qkv":
+        return side, ((Run(core * size, size),),)
+    runs = tuple(Run((i * cores + core) * size, size) for i in range(3))
+    is_one = next(len(a.sources[0]) == 1 for a in vision.arrays if a.name == name)
+    return side, (runs,) if is_one else ((runs[0],),) * 3
 
 
 def _towers(encoder: Any) -> dict[str, Tower]:
-    """The towers of an encoder by its fields."""
-    values = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
-    return {name: value for name, value in values.items() if isinstance(value, Tower)}
-
-
-def _is_cut(vision: VisionSpec, name: str) -> bool:
-    return any(t.name == name and t.cores > 1 for t in _towers(vision.encoder).values())
+    """The towers of an encoder by the prefix of their arrays."""
+    values = (getattr(encoder, field.name) for field in dataclasses.fields(encoder))
+    return {value.name: value for value in values if isinstance(value, Tower)}
 
 
 def _core_tower(tower: Tower, cores: int) -> Tower:
