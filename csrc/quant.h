@@ -45,8 +45,9 @@ enum class Format : int32_t {
   kF8 = 11,       // e4m3, one block; f32 scale[16]
   kF8Group = 12,  // e4m3; f32 scale[16]
   kF8Block = 13,  // e4m3; f32 scale of all 16
+  kI8G = 14,    // as kI8; activations of 8 bits with a scale for each kInputGroup inputs
 };
-constexpr int32_t kFormats = 14;
+constexpr int32_t kFormats = 15;
 
 struct FormatInfo {
   int32_t bits, header;  // header in bytes
@@ -58,21 +59,26 @@ constexpr FormatInfo kInfo[kFormats] = {
     {8, 64, true, false},  {8, 64, true, false},  {8, 32, false, false}, {4, 32, false, false},
     {4, 48, false, false}, {4, 64, false, false}, {5, 32, false, false}, {5, 64, false, false},
     {4, 320, false, true}, {5, 320, false, true}, {6, 288, false, true},
-    {8, 64, true, false},  {8, 64, false, false}, {8, 4, false, false},
+    {8, 64, true, false},  {8, 64, false, false}, {8, 4, false, false},  {8, 64, true, false},
 };
 
-// What a format's rows are made of: whole numbers of 16 or of 8 bits, or bf16.
-enum class Inputs { kWide, kNarrow, kHalves };
+// What a format's rows are made of: whole numbers of 16 or of 8 bits, those of 8 with a scale a row or a
+// group, or bf16.
+enum class Inputs { kWide, kNarrow, kGrouped, kHalves };
+constexpr int64_t kInputGroup = 64;
 
-constexpr bool is_fp8(Format f) { return f >= Format::kF8; }
+constexpr bool is_fp8(Format f) { return f >= Format::kF8 && f <= Format::kF8Block; }
 
 constexpr Inputs inputs_of(Format f) {
-  return is_fp8(f) ? Inputs::kHalves : f == Format::kI8D ? Inputs::kNarrow : Inputs::kWide;
+  return is_fp8(f)           ? Inputs::kHalves
+         : f == Format::kI8D ? Inputs::kNarrow
+         : f == Format::kI8G ? Inputs::kGrouped
+                             : Inputs::kWide;
 }
 
 // The code that stands for 0 is 2 to this power, where it is one for all; else 0.
 constexpr int zero_bits(Format f) {
-  return f == Format::kI8 || f == Format::kI8D || f == Format::kQ8 ? 7
+  return f == Format::kI8 || f == Format::kI8D || f == Format::kQ8 || f == Format::kI8G ? 7
          : f == Format::kQ4                                        ? 3
          : f == Format::kQ5                                        ? 4
          : f == Format::kK6                                        ? 5

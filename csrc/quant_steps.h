@@ -62,11 +62,13 @@ struct Rows {
   int64_t depth;
   uint8_t* wide;    // 16 bits
   uint8_t* narrow;  // 8 bits
+  uint8_t* grouped;  // 8 bits, with group_scales
   uint16_t* halves;  // bf16 [rows][depth]
   int32_t* sums[kSegments];  // [rows][groups]: of a segment's inputs
   int64_t groups[kSegments];  // inputs of a group
   int64_t cell;  // inputs of the smallest group: all are multiples of it
   float* scales;  // [2][rows]: of wide, of narrow
+  float* group_scales;  // [rows][groups of kInputGroup]
 };
 
 inline int64_t groups_of(int64_t depth, int64_t group) { return (depth + group - 1) / group; }
@@ -159,9 +161,38 @@ inline void code_row(const Quantised& a, const Rows& to, int64_t row, const floa
   sum_groups(a, to, row, cells - groups_of(to.depth, to.cell), kWide ? Inputs::kWide : Inputs::kNarrow);
 }
 
+// One row with a scale for each kInputGroup inputs. `nothing`: 0, or NaN where a value is not finite.
+inline void code_groups(const Quantised& a, const Rows& to, int64_t row, const float* values,
+                        float nothing, int32_t* cells) {
+  const RowBlock block = block_of(row, a.rows);
+  const int64_t step = step_bytes(false), stride = block.count * step;
+  uint8_t* out = to.grouped + block.first * (to.depth / 4 * step) + (row - block.first) * step;
+  float* scale = to.group_scales + row * groups_of(to.depth, kInputGroup);
+  for (int64_t start = 0; start < to.depth; start += kInputGroup, ++scale) {
+    const int64_t end = std::min(start + kInputGroup, to.depth);
+    V16 most{};
+    for (int64_t i = start; i < end; i += 16) {
+      const V16 v = load16(values + i), size = v < 0.0f ? -v : v;
+      most = size > most ? size : most;
+    }
+    const float top = max16(most), rate = top > 0 ? kNarrowTop / top : 0.0f;
+    *scale = top / kNarrowTop + nothing;
+    for (int64_t i = start; i < end; ++cells) {
+      I16 sum{};
+      for (const int64_t last = i + to.cell; i < last && i < end; i += 16, out += 4 * stride) {
+        const I16 codes = to_codes(load16(values + i) * rate);
+        store_codes<false>(out, stride, codes);
+        sum += codes;
+      }
+      *cells = sum_int(sum);
+    }
+  }
+  sum_groups(a, to, row, cells - groups_of(to.depth, to.cell), Inputs::kGrouped);
+}
+
 inline void quantise_row(const Quantised& a, const Rows& to, int64_t row) {
   if (to.halves != nullptr) prepare_row(a, row, to.halves + row * a.depth);
-  if (to.wide == nullptr && to.narrow == nullptr) return;
+  if (to.wide == nullptr && to.narrow == nullptr && to.grouped == nullptr) return;
   static thread_local std::vector<float> room;
   static thread_local std::vector<int32_t> cells;
   const auto size = static_cast<size_t>(a.depth);
@@ -173,6 +204,7 @@ inline void quantise_row(const Quantised& a, const Rows& to, int64_t row) {
   const float wide = top > 0 ? kWideTop / top : 0.0f, narrow = top > 0 ? kNarrowTop / top : 0.0f;
   if (to.wide != nullptr) code_row<true>(a, to, row, room.data(), wide, cells.data());
   if (to.narrow != nullptr) code_row<false>(a, to, row, room.data(), narrow, cells.data());
+  if (to.grouped != nullptr) code_groups(a, to, row, room.data(), top - top, cells.data());
   to.scales[row] = top / kWideTop;
   to.scales[a.rows + row] = top / kNarrowTop;
 }
@@ -184,6 +216,7 @@ constexpr int64_t kWholeGroup = 256;
 inline int64_t sum_group(const Segment& segment, int64_t depth) {
   const FormatInfo& info = kInfo[static_cast<int32_t>(segment.format)];
   if (segment.format == Format::kI8D) return groups_of(depth, kWholeGroup) * kWholeGroup;
+  if (segment.format == Format::kI8G) return kInputGroup;
   if (info.is_whole || is_fp8(segment.format)) return kWholeGroup;
   return segment.format == Format::kK6 ? 16 : info.is_super ? kUnit : segment.group;
 }
@@ -197,7 +230,7 @@ inline bool uses(const Quantised& a, Inputs kind) {
 // Room for the rows of a step, in one allocation of this thread.
 inline Rows rows_of(const Quantised& a) {
   const int64_t cells = a.rows * a.depth, sums = a.rows * (a.depth / 16);
-  const int64_t bytes = 6 * cells + 4 * sums * a.segment_count + 8 * a.rows;
+  const int64_t bytes = 8 * cells + 4 * sums * (a.segment_count + 1) + 8 * a.rows;
   auto* at = static_cast<uint8_t*>(scratch(bytes + 256));
   Rows r{};
   r.depth = a.depth;
@@ -205,13 +238,15 @@ inline Rows rows_of(const Quantised& a) {
   if (uses(a, Inputs::kWide)) r.wide = at;
   if (uses(a, Inputs::kNarrow)) r.narrow = at + 2 * cells;
   if (uses(a, Inputs::kHalves)) r.halves = reinterpret_cast<uint16_t*>(at + 4 * cells);
-  at += 6 * cells;
+  if (uses(a, Inputs::kGrouped)) r.grouped = at + 6 * cells;
+  at += 8 * cells;
   for (int64_t s = 0; s < a.segment_count; ++s, at += 4 * sums) {
     r.sums[s] = reinterpret_cast<int32_t*>(at);
     r.groups[s] = sum_group(a.segments[s], a.depth);
     r.cell = std::gcd(r.cell, r.groups[s]);
   }
-  r.scales = reinterpret_cast<float*>(at);
+  r.group_scales = reinterpret_cast<float*>(at);
+  r.scales = reinterpret_cast<float*>(at + 4 * sums);
   return r;
 }
 

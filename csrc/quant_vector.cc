@@ -155,10 +155,37 @@ void multiply_dynamic(Part p, const uint8_t* tile, float* out) {
     store16(out + kGroup * r, to_floats(block.total(r)) * scale * p.scales[r]);
 }
 
+// 8-bit activations with a scale for each group of inputs.
+template <int R>
+void multiply_grouped(Part p, const uint8_t* tile, float* out) {
+  constexpr int64_t kUnitBytes = unit_bytes(Format::kI8G);
+  const int64_t depth = p.rows->depth, groups = groups_of(depth, kInputGroup);
+  const uint8_t* x = p.rows->grouped + p.first * (depth / 4 * step_bytes(false));
+  const uint8_t* unit = tile + info_of(Format::kI8G).header;
+  const float* const scales = p.rows->group_scales + p.first * groups;
+  Totals<R> totals;
+  for (int64_t g = 0; g < groups; ++g) {
+    Block<false, R> block;
+    block.start(p.sums + g, groups);
+    const int64_t end = std::min((g + 1) * kInputGroup, depth);
+    for (int64_t i = g * kInputGroup; i < end; i += kUnit, unit += kUnitBytes) {
+      fetch(p.next, kUnitBytes);
+      add_steps<8>(unit, x, 0, 4, block);
+      x += R * kUnitSteps * step_bytes(false);
+    }
+    for (int r = 0; r < R; ++r)
+      totals.of[r] += to_floats(block.total(r)) * scales[r * groups + g];
+  }
+  const V16 scale = load_as<V16>(tile);
+  for (int r = 0; r < R; ++r) store16(out + kGroup * r, totals.of[r] * scale);
+}
+
 template <Format F, int R>
 void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
   if constexpr (F == Format::kI8D) {
     return multiply_dynamic<R>(p, tile, out);
+  } else if constexpr (F == Format::kI8G) {
+    return multiply_grouped<R>(p, tile, out);
   } else if constexpr (is_fp8(F)) {
     const int64_t depth = p.rows->depth;
     multiply_fp8<F, R>(p.rows->halves + p.first * depth, depth, tile, segment, p.next, out);

@@ -64,8 +64,9 @@ def make(kind, shape, seed):
         fields["zeros"] = rng.integers(0, 16, groups).astype(np.uint8)
     elif zero == "offsets":
         fields["offsets"] = -8 * halves(rng, *groups)
-    elif zero == "dynamic":
+    elif zero in ("dynamic", "grouped"):
         fields["activation_bits"] = 8
+        fields["activation_group"] = 64 if zero == "grouped" else 0
     else:
         fields["zero"] = zero
     return QuantTensor(**fields)
@@ -88,18 +89,25 @@ FORMATS = {
     "q5_0": (5, 32, 16), "q5_1": (5, 32, "offsets"), "q4_k": (4, 32, "levels"),
     "q5_k": (5, 32, "levels"), "q6_k": (6, 16, "levels"), "fp8": (8, 0, (1, "small")),
     "fp8-tensor": (8, 0, (1000, "any")), "fp8-group": (8, 96, (1, "any")),
-    "fp8-block": (8, 128, (128, "any")),
+    "fp8-block": (8, 128, (128, "any")), "int8-grouped": (8, 0, "grouped"),
 }  # fmt: skip
 
 
 def inputs_of(tensor):
-    return "halves" if tensor.kind == "fp8" else tensor.activation_bits
+    if tensor.kind == "fp8":
+        return "halves"
+    return "groups" if tensor.activation_group else tensor.activation_bits
 
 
 def rounded(x, bits):
-    """Activations as the kernel sees them: whole numbers of `bits` bits a row, or bf16."""
+    """Activations as the kernel sees them: whole numbers of `bits` bits a row, of 8 bits a group of
+    64 inputs, or bf16."""
     if bits == "halves":
         return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    if bits == "groups":
+        return np.concatenate(
+            [rounded(x[:, i : i + 64], 8) for i in range(0, x.shape[1], 64)], axis=1
+        )
     top = np.abs(x).max(axis=1, keepdims=True)
     limit = 127 if bits == 8 else 127 * 256 + 127  # two bytes with sign
     return np.rint(x * (np.float32(limit) / top)).astype(np.float64) * top / limit
@@ -138,6 +146,14 @@ def test_a_row_never_depends_on_its_neighbours(isa, name):
     for count in (1, 2, 4, 7, 13, 24):
         assert (run(x[:count], weight, OUTPUTS, layer=0) == whole[:count]).all()
         assert (run(x[-count:], weight, OUTPUTS, layer=0) == whole[-count:]).all()
+
+
+def test_the_last_group_of_inputs_may_be_a_half():
+    tensor = make(FORMATS["int8-grouped"], (OUTPUTS, 96), 1)
+    x = np.random.default_rng(9).standard_normal((5, 96)).astype(np.float32)
+    out = run(x, stack([[tensor]]), OUTPUTS, layer=0)
+    wanted = rounded(x, "groups") @ tensor.values().astype(np.float64).T
+    assert np.abs(out - wanted).max() <= 3e-6 * np.abs(wanted).max()
 
 
 def test_parts_of_other_formats_make_one_product():
@@ -183,8 +199,9 @@ def test_embedding_rows_are_the_matrix_s_rows(isa, name):
     assert np.abs(out - wanted).max() <= 1e-6 * np.abs(wanted).max()
 
 
-def test_values_that_are_not_finite_are_not_lost():
-    weight = stack([[make(FORMATS["int8"], (OUTPUTS, INPUTS), 3)]])
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int8-grouped"])
+def test_values_that_are_not_finite_are_not_lost(name):
+    weight = stack([[make(FORMATS[name], (OUTPUTS, INPUTS), 3)]])
     x = np.ones((2, INPUTS), np.float32)
     x[0, 5] = np.nan
     out = run(x, weight, OUTPUTS, layer=0)

@@ -25,7 +25,7 @@ SEGMENTS_MAX = 4
 HALF_ERROR = 2.0**-10
 """How far a scale may move, relatively, when it becomes a float16."""
 
-(I8, I8D, Q8, Q4, Q4_ZERO, Q4_ADD, Q5, Q5_ADD, K4, K5, K6, F8, F8_GROUP, F8_BLOCK) = range(14)
+(I8, I8D, Q8, Q4, Q4_ZERO, Q4_ADD, Q5, Q5_ADD, K4, K5, K6, F8, F8_GROUP, F8_BLOCK, I8G) = range(15)
 ZEROS = {4: 8, 5: 16, 6: 32, 8: 0}
 """The code of value 0 in formats that have one for all."""
 
@@ -76,7 +76,7 @@ class StackPacker:
                 )
             kind, tiles = _format(tensor), pack_tiles(tensor)
             assert kind is not None
-            group = tensor.group if kind not in (I8, I8D, F8) else 0
+            group = tensor.group if kind not in (I8, I8D, I8G, F8) else 0
             self._rows[-1].append((kind, group, len(tiles), self._offset // LINE))
             self._pieces.append(tiles.reshape(-1))
             self._offset += tiles.size
@@ -112,7 +112,9 @@ def _format(tensor: QuantTensor) -> int | None:
         return {4: K4, 5: K5, 6: K6}.get(tensor.bits)
     is_plain = tensor.zeros is None and tensor.offsets is None
     if tensor.bits == 8 and tensor.group == tensor.shape[1] and is_plain:
-        return I8D if tensor.activation_bits == 8 else I8
+        if tensor.activation_bits == 16:
+            return I8
+        return I8G if tensor.activation_group else I8D
     if tensor.group % UNIT or not _fits_half(tensor):
         return None
     if tensor.bits == 4 and tensor.zeros is not None:
@@ -186,7 +188,7 @@ def _gather(steps: Bytes, bits: int) -> Bytes:
 def _header(tensor: QuantTensor, kind: int) -> Bytes:
     """[tiles, blocks, bytes]."""
     levels = tensor.levels
-    if kind in (I8, I8D, F8, F8_GROUP, F8_BLOCK):
+    if kind in (I8, I8D, I8G, F8, F8_GROUP, F8_BLOCK):
         assert tensor.scales is not None
         scales = tensor.scales[::LANES] if kind == F8_BLOCK else tensor.scales
         return _lanes(scales.astype("<f4"), 1 if kind == F8_BLOCK else LANES)

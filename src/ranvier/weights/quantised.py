@@ -44,8 +44,8 @@ class QuantTensor:
     Shapes: codes int8 [O, I] with 8 bits, else uint8 [O, I] below 2**bits; kind "fp8": codes are
     e4m3 bytes. `scales` f32 [O, I / group], or `levels` in their place. At most one of: `zero`
     (one for all), `zeros` (uint8 [O, I / group]), `offsets` (f32 [O, I / group]). group == I: one
-    scale an output. `activation_bits` 8: activations are quantised per token to 8 bits; 16: they
-    are kept to 16.
+    scale an output. `activation_bits` 8: activations are quantised to 8 bits, with one scale a
+    token, or one for each `activation_group` of its inputs; 16: they are kept to 16.
     """
 
     codes: NDArray[Any]
@@ -58,6 +58,7 @@ class QuantTensor:
     zeros: NDArray[np.uint8] | None = None
     offsets: Floats | None = None
     activation_bits: Literal[8, 16] = 16
+    activation_group: Literal[0, 64] = 0
 
     @property
     def shape(self) -> tuple[int, int]:

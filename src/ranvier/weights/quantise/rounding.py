@@ -42,7 +42,7 @@ def quantise(
         codes = np.rint(matrix / scales).astype(np.int8)
         return QuantTensor(
             codes=codes, bits=8, group=matrix.shape[1], scales=scales,
-            activation_bits=scheme.activation_bits,
+            activation_bits=scheme.activation_bits, activation_group=scheme.activation_group,
         )  # fmt: skip
     scales, zeros = grid_of(matrix, scheme, name, importance)
     group = scheme.group_of(matrix.shape[1], name)

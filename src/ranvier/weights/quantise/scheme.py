@@ -19,7 +19,8 @@ class Scheme:
     """How matrices are quantised.
 
     `group`: inputs that share a scale; 0: one scale an output, or a tensor where `is_per_tensor`.
-    `activation_bits` 8: activations are quantised per token while serving.
+    `activation_bits` 8: activations are quantised while serving, with one scale a token or one for
+    each `activation_group` of its inputs.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Scheme:
     is_asymmetric: bool = False
     is_per_tensor: bool = False
     activation_bits: Literal[8, 16] = 16
+    activation_group: Literal[0, 64] = 0
 
     def group_of(self, inputs: int, name: str) -> int:
         """The group for a matrix of so many inputs: the scheme's, or the next that divides them.

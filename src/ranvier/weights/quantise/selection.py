@@ -12,6 +12,10 @@ from ranvier.weights.quantise.scheme import SCHEMES, Scheme
 __all__ = ["HEADS", "is_layer_linear", "module_of", "select", "with_one_group"]
 
 HEADS = ("lm_head.weight", "model.embed_tokens.weight")
+HEAD_SCHEMES = {
+    16: SCHEMES["int8"],
+    8: replace(SCHEMES["int8"], activation_bits=8, activation_group=64),
+}
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*_proj\.weight$")
 
 
@@ -37,13 +41,15 @@ def select(
     """The scheme of each tensor that is quantised. Raises ConfigError.
 
     All linears of the layers take `scheme`. The head is read whole each step: `with_head` it (tied:
-    the embedding) becomes int8 per output, whatever the scheme. A pattern must match a module.
+    the embedding) becomes int8 per output, whatever the scheme. Where the others' activations have
+    8 bits its own have too, in groups: one scale a token costs it accuracy. A pattern must match a
+    module.
     """
     names = list(names)
     found = {name: scheme for name in names if is_layer_linear(name)}
     head = next((name for name in HEADS if name in names), None)
     if with_head and head is not None:
-        found[head] = SCHEMES["int8"]
+        found[head] = HEAD_SCHEMES[scheme.activation_bits]
     modules = {module_of(name) for name in (*names, "lm_head.weight")}
     for pattern in ignore:
         if not any(_matches(pattern, module) for module in modules):

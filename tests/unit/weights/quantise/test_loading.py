@@ -28,6 +28,13 @@ def test_all_linears_of_the_layers_and_the_head_are_chosen():
     }  # fmt: skip
 
 
+def test_the_head_s_activations_have_a_scale_a_group_where_they_have_eight_bits():
+    head = select(TIED, parse_scheme("int8-dynamic"), with_head=True)[TIED[0]]
+    assert (head.activation_bits, head.activation_group) == (8, 64)
+    head = select(TIED, parse_scheme("int8"), with_head=True)[TIED[0]]
+    assert (head.activation_bits, head.activation_group) == (16, 0)
+
+
 def test_an_untied_embedding_stays_dense():
     found = select([*TIED, "lm_head.weight"], INT4, with_head=True)
     assert found["lm_head.weight"].name == "int8"
