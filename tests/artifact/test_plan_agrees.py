@@ -25,6 +25,24 @@ from ranvier.targets.neuron.memory import weight_rows
 from ranvier.targets.numbers import MemorySizes
 
 
+def test_plan_and_compile_agree_on_a_draft_model(capsys, tiny_model):
+    sizes = ["--max-model-len", "128", "--max-num-seqs", "2", "--tensor-parallel-size", "2"]
+    where = ["--instance", "trn2.48xlarge", "--json"]
+    draft = ["--draft", str(tiny_model), "--num-speculative-tokens", "3"]
+    assert main(["plan", str(tiny_model), *sizes, *where, *draft]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    config = {"method": "draft_model", "model": str(tiny_model), "num_speculative_tokens": 3}
+    more = ["--target", "neuron-trn2", "--dry-run", "--speculative-config", json.dumps(config)]
+    assert main(["compile", str(tiny_model), *sizes, *where, *more]) == 0
+    compiled = json.loads(capsys.readouterr().out)
+    rows, made = ({r["kind"]: r["bytes"] for r in report["memory"]["rows"]}
+                  for report in (planned, compiled))  # fmt: skip
+    for kind in ("draft weights", "draft kv cache", "kv cache"):
+        assert rows[kind] == made[kind] > 0
+    assert any(".k3." in program["name"] for program in compiled["programs"])
+    assert all(program["violations"] == [] for program in compiled["programs"])
+
+
 @pytest.mark.parametrize("slots", [(), ("--max-loras", "3")], ids=["", "adapters"])
 @pytest.mark.parametrize("degree", ["1", "2"])
 def test_plan_and_compile_agree_on_programs_and_memory(capsys, tiny_model, degree, slots):

@@ -1,4 +1,4 @@
-"""Two processes, a rank of the real engine each, give the tokens of one, with adapters too."""
+"""Two processes, a rank of the real engine each, give the tokens of one, with all that is cut."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def answer(port, model):
     )  # fmt: skip
     with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)["choices"][0]
+
+
+def has_drafted(port):
+    """Whether the policy, which tries it now and then, has let the draft model guess."""
+    answer(port, "second")
+    name = "vllm:spec_decode_num_draft_tokens_total"
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)) > 0
 
 
 def is_ready(port, process):
@@ -71,6 +80,7 @@ def expected(tiny_options, adapters):
 def test_two_processes_give_the_tokens_of_one(tiny_options, adapters, tmp_path):
     want = expected(tiny_options, adapters)
     assert len({tuple(tokens) for tokens in want.values()}) == 3
+    guess = {"method": "draft_model", "model": tiny_options["model"], "num_speculative_tokens": 3}
     port, master = free_port(), free_port()
     words = [sys.executable, "-m", "ranvier", "serve", tiny_options["model"],
              "--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "4",
@@ -78,7 +88,8 @@ def test_two_processes_give_the_tokens_of_one(tiny_options, adapters, tmp_path):
              "--tensor-parallel-size", "2", "--nnodes", "2", "--master-addr", "127.0.0.1",
              "--master-port", str(master), "--port", str(port),
              "--enable-lora", "--max-loras", "1", "--lora-folder", str(adapters),
-             "--lora-modules", f"first={adapters / 'first'}"]  # fmt: skip
+             "--lora-modules", f"first={adapters / 'first'}",
+             "--speculative-config", json.dumps(guess)]  # fmt: skip
     environment = {**os.environ, "RANVIER_CACHE_ROOT": str(tmp_path / "cache")}
     ranks = [
         subprocess.Popen([*words, "--node-rank", str(rank)], env=environment) for rank in (1, 0)
@@ -88,6 +99,7 @@ def test_two_processes_give_the_tokens_of_one(tiny_options, adapters, tmp_path):
         with ThreadPoolExecutor(8) as pool:  # of one slot: adapters take turns in it
             asked = [*want, *want]
             choices = list(pool.map(lambda name: answer(port, name), asked))
+        eventually(lambda: has_drafted(port), 60)
     finally:
         ranks[1].terminate()
         for process in reversed(ranks):

@@ -192,11 +192,12 @@ def draft_of(method, spec):
     return open_eagle(HEADS / method, open_checkpoint(GOLDENS / "llama"), spec)[1]
 
 
-@pytest.mark.parametrize(("kv_layout", "method"), [
-    ("block", "draft_model"), ("block", None), ("contiguous", "draft_model"),
-    *(("block", layout) for layout in LAYOUTS), ("contiguous", "eagle3"),
+@pytest.mark.parametrize(("kv_layout", "method", "ranks"), [
+    ("block", "draft_model", 1), ("block", None, 1), ("contiguous", "draft_model", 1),
+    *(("block", layout, 1) for layout in LAYOUTS), ("contiguous", "eagle3", 1),
+    ("block", "draft_model", 8), ("block", "eagle", 2), ("block", "eagle3", 8),
 ])  # fmt: skip
-def test_programs_that_verify_and_draft_are_legal(kv_layout, method):
+def test_programs_that_verify_and_draft_are_legal(kv_layout, method, ranks):
     spec = resolve(json.loads((GOLDENS / "llama" / "config.json").read_text()))
     block, count = (32, 17) if kv_layout == "block" else (128, 5)
     own = dataclasses.replace(BUCKETS, contexts=(128,), drafts=(3,))
@@ -205,12 +206,12 @@ def test_programs_that_verify_and_draft_are_legal(kv_layout, method):
         dtype="bfloat16", kernels="reference", max_model_len=128, max_num_seqs=4,
         block_tokens=block, block_count=count, kv_layout=kv_layout, buckets=buckets,
         logprobs_max=20, edits_max=100,
-        draft=draft_of(method, spec),
+        draft=draft_of(method, spec), tensor_parallel=ranks,
     )  # fmt: skip
     table = programs(spec, sizes)
     assert [p.name for p in table if p.shape.draft] == ["decode.r4.k3.c128"]
     for program in table:
-        module = program.lower("neuron").compiler_ir("stablehlo")
+        module = program.module("neuron")
         for target in ALL:
             assert [str(v) for v in lint(module, target)] == [], program.name
 

@@ -49,4 +49,5 @@ def _groups(spec: DecoderSpec, array: ArraySpec) -> list[WeightGroup]:
         return [group(query, "query"), group(elements - query, "kv")]
     if array.name == "o":
         return [group(elements, "query")]
-    return [group(elements, "replicated" if array.kind == "plain" else "even")]
+    is_whole = array.kind == "plain" or array.name == "fc"  # fc: of a draft head
+    return [group(elements, "replicated" if is_whole else "even")]

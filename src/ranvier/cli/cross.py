@@ -128,6 +128,7 @@ def _memory(planned: Any, instance: str | None, nnodes: int, name: str) -> Any:
         program_count=len(sizes.buckets.prefill_programs) + len(sizes.buckets.decode_programs),
         lora_slots=sizes.adapter_slots,
         lora_rank=sizes.adapter_rank_max,
+        draft=model_numbers(sizes.draft.spec, "draft") if sizes.draft else None,
     )
     return fit(
         model_numbers(planned.spec, name), needs, machine, sizes.tensor_parallel,
