@@ -86,7 +86,7 @@ def model_of(root, family):
 def adapter_of(spec, folder, names=None, rank=8, seed=0, scale=1.0, **config):
     """A random adapter of a model's linears, strong enough to change its tokens."""
     modules = {
-        module.name.format(layer): (module.outputs, module.inputs)
+        module.name_at(layer): (module.outputs, module.inputs)
         for module in linear_modules(spec)
         for layer in range(spec.layers)
         if names is None or module.name.rsplit(".", 1)[-1] in names

@@ -91,7 +91,7 @@ def _core_modules(spec: DecoderSpec, parallel: Parallel) -> list[AdapterModule]:
 def linear_shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each of them in every layer, by its whole name."""
     return {
-        module.name.format(layer): (module.outputs, module.inputs)
+        module.name_at(layer): (module.outputs, module.inputs)
         for module in linear_modules(spec)
         for layer in range(spec.layers)
     }
@@ -102,11 +102,19 @@ def _modules(spec: DecoderSpec, array: ArraySpec) -> list[AdapterModule]:
     query, kv = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     sizes = {"qkv": (query, kv, kv), "gate_up": (spec.intermediate,) * 2}
     parts = sizes.get(array.name, (outputs,))
-    first = [name.removesuffix(".weight").replace(".0.", ".{}.", 1) for name in array.sources[0]]
+    numbers = tuple(_layer_number(names[0]) for names in array.sources)
+    number = f".{numbers[0]}."
+    first = [name.removesuffix(".weight").replace(number, ".{}.", 1) for name in array.sources[0]]
     if len(first) != len(parts):
         return []  # stored fused: an adapter of it has another form
+    numbers = () if numbers == tuple(range(len(numbers))) else numbers
     starts = [sum(parts[:i]) for i in range(len(parts))]
     return [
-        AdapterModule(name, array.name, inputs, size, start)
+        AdapterModule(name, array.name, inputs, size, start, numbers=numbers)
         for name, size, start in zip(first, parts, starts, strict=True)
     ]
+
+
+def _layer_number(name: str) -> int:
+    """The first whole number among the parts of a tensor's name."""
+    return next(int(part) for part in name.split(".") if part.isdecimal())

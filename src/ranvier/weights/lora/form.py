@@ -66,6 +66,12 @@ class AdapterModule:
     outputs: int
     start: int
     cut: AdapterCut | None = None
+    numbers: tuple[int, ...] = ()
+    """Of the layers in the checkpoint, where others lie among them (Llama 3.2 Vision)."""
+
+    def name_at(self, layer: int) -> str:
+        """The checkpoint's name of it in a layer."""
+        return self.name.format(self.numbers[layer] if self.numbers else layer)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,7 +112,7 @@ class AdapterForm:
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of every linear that can have an adapter, by its whole name."""
         layers = range(self.layers * self.stages)
-        return {module.name.format(i): module.shape for module in self.modules for i in layers}
+        return {module.name_at(i): module.shape for module in self.modules for i in layers}
 
     @property
     def line(self) -> int:

@@ -54,7 +54,7 @@ def _pairs(
     """What one core of a stage takes, by its own layers."""
     for layer in range(form.layers):
         for index, module in enumerate(form.modules):
-            pair = lora.pairs.get(module.name.format(stage * form.layers + layer))
+            pair = lora.pairs.get(module.name_at(stage * form.layers + layer))
             if pair is not None:
                 yield layer, index, module, _cut(pair, module, core)
 
