@@ -1,4 +1,4 @@
-"""`ranvier serve --data-parallel-size 2` as processes: one dies, the server goes on and says so."""
+"""`ranvier serve --data-parallel-size 2` one dies, the server goes on and restarts it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def complete(server, prompt="Hi", **fields):
 
 
 def test_two_engines_serve_and_one_that_dies_takes_its_own_requests_only(server):
-    engines = [int(pid) for pid in _children(server.process.pid)]
-    engines = [pid for pid in engines if "engine_process" in _command(pid)]
+    engines = _engines(server)
     assert len(engines) == 2
     cores = [_cores(pid) for pid in engines]
     if len(os.sched_getaffinity(0)) > 1:
@@ -46,13 +45,25 @@ def test_two_engines_serve_and_one_that_dies_takes_its_own_requests_only(server)
     assert health.status_code == 200 and "Replica 1 of 2" in health.json()["degraded"]
     for _ in range(4):
         assert complete(server)[1]["choices"][0]["text"] == first["choices"][0]["text"]
-    os.kill(engines[1], signal.SIGKILL)
+    eventually(lambda: "degraded" not in server.get("/health").text, 30)
+    again = _engines(server)
+    assert len(again) == 2 and engines[0] not in again
+    for pid in again:
+        os.kill(pid, signal.SIGKILL)
     eventually(lambda: server.get("/health").status_code == 503, 5)
     assert complete(server)[0] == 503
+    eventually(lambda: server.get("/health").text == "", 30)
+    assert complete(server)[1]["choices"][0]["text"] == first["choices"][0]["text"]
+    engines += again + _engines(server)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(10) == 0
     eventually(lambda: not any(map(_is_running, engines)), 5)
     assert not list(server.temp.iterdir())
+
+
+def _engines(server):
+    children = [int(pid) for pid in _children(server.process.pid)]
+    return [pid for pid in children if "engine_process" in _command(pid)]
 
 
 def _command(pid):

@@ -6,6 +6,7 @@ Every request of a submission is routed on its own; their events meet in one str
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import msgspec
 
 from ranvier.cluster.router import Router
-from ranvier.core.errors import InternalError, RequestError
+from ranvier.core.errors import InternalError, RanvierError, RequestError
 from ranvier.core.request import EngineStats, Request
 from ranvier.link.client import SocketClient, Stream
 
 __all__ = ["ReplicaClient"]
 
+LOG = logging.getLogger("ranvier.cluster")
 LARGEST = ("host_ms_p50",)
 """Numbers of which the largest is shown; all others are sums."""
 GAUGES = (
@@ -35,6 +37,10 @@ class ReplicaClient:
         self._clients = list(clients)
         self._router = router
         self._owners: dict[str, int] = {}
+        self._adapters: dict[str, str] = {}
+        """What a successor has to load: name and path."""
+        self._past = EngineStats()
+        """Counters of replicas that have successors."""
         self.on_stats: Callable[[EngineStats], None] | None = None
         for client in self._clients:
             client.on_stats = self._heard
@@ -57,7 +63,7 @@ class ReplicaClient:
                 self._owners[request.request_id] = index
                 shares.setdefault(index, []).append(request)
         except LookupError:
-            raise InternalError("Every replica is gone.", hint="Restart the server.") from None
+            raise InternalError("Every replica is gone.", hint="Try again later.") from None
         stream = Stream(self, requests)
         for index, share in shares.items():
             self._clients[index].attach(stream, share)
@@ -108,6 +114,7 @@ class ReplicaClient:
         ends = await asyncio.gather(*loads, return_exceptions=True)
         errors = [end for end in ends if isinstance(end, BaseException)]
         if not errors:
+            self._adapters[name] = path
             return
         if not is_inplace:  # what an adapter in place was before is not known any more
             done = [c for c, end in zip(living, ends, strict=True) if end is None]
@@ -117,10 +124,28 @@ class ReplicaClient:
 
     async def unload_adapter(self, name: str) -> None:
         """Unload it from every replica that lives. Raises ModelNotFound."""
+        self._adapters.pop(name, None)
         ends = [client.unload_adapter(name) for client in self._living()]
         for end in await asyncio.gather(*ends, return_exceptions=True):
             if isinstance(end, BaseException):
                 raise end
+
+    async def replace(self, index: int, client: SocketClient) -> None:
+        """Give a lost replica a successor, asked once it has the adapters of the others."""
+        loaded: dict[str, str] = {}
+        while missing := {n: p for n, p in self._adapters.items() if loaded.get(n) != p}:
+            for name, path in missing.items():
+                loaded[name] = path
+                try:
+                    await client.load_adapter(name, path, is_inplace=True)
+                except RanvierError as error:
+                    LOG.error("Replica %d has no adapter %s: %s", index + 1, name, error.message)
+        for name in loaded.keys() - self._adapters.keys():
+            await client.unload_adapter(name)
+        self._past = _added(self._past, self._clients[index].stats(), without=GAUGES)
+        client.on_stats = self._heard
+        self._clients[index] = client
+        self._router.renew(index)
 
     def _living(self) -> list[SocketClient]:
         return [client for client in self._clients if client.error is None]
@@ -150,17 +175,20 @@ class ReplicaClient:
 
     def _sum(self, news: EngineStats | None) -> EngineStats:
         """`news`: of the replica that has just been heard; its steps and loads are told once."""
-        total = EngineStats()
+        total = self._past
         for client in self._clients:
-            stats, is_lost = client.stats(), client.error is not None
-            for name in total.__struct_fields__:
-                if not (is_lost and name in GAUGES):
-                    value = _joined(name, getattr(total, name), getattr(stats, name))
-                    setattr(total, name, value)
+            without = () if client.error is None else GAUGES
+            total = _added(total, client.stats(), without=without)
         news = news or EngineStats()
         return msgspec.structs.replace(
             total, step_tokens=news.step_tokens, adapter_load_s=news.adapter_load_s
         )
+
+
+def _added(total: EngineStats, stats: EngineStats, *, without: Sequence[str]) -> EngineStats:
+    names = [name for name in total.__struct_fields__ if name not in without]
+    values = {name: _joined(name, getattr(total, name), getattr(stats, name)) for name in names}
+    return msgspec.structs.replace(total, **values)
 
 
 def _joined(name: str, total: Any, value: Any) -> Any:

@@ -67,6 +67,10 @@ class Router:
         """Whether a replica is gone or stuck: nothing goes there while it is."""
         self._replicas[index].is_lost = is_lost
 
+    def renew(self, index: int) -> None:
+        """A replica has a successor, which has nothing in its prefix cache."""
+        self._replicas[index].blocks.clear()
+
     def forget(self) -> None:
         """The replicas' prefix caches were emptied."""
         for replica in self._replicas:

@@ -97,6 +97,36 @@ async def test_numbers_are_of_all_replicas_together():
     await client.close()
 
 
+async def test_a_successor_has_the_adapters_and_goes_on_with_the_numbers():
+    threads, client = await start()
+    await read(client.submit([request(f"r{i}") for i in range(4)]))
+    while client.stats().generation_tokens < 20:
+        await _next_news(client)
+    client._adapters = {"a": "/nowhere"}  # there when it was loaded: the others have it
+    threads[0].theirs.shutdown(2)
+    await client._clients[0].lost.wait()
+    successor = await EngineThread(simulated_engine()).client()
+    asked = []
+    successor.load_adapter = _recorded(asked)
+    await client.replace(0, successor)
+    assert asked == [("a", "/nowhere", True)]
+    assert client.degraded() is None and client.stats().generation_tokens == 20
+    found = await read(client.submit([request(f"n{i}") for i in range(6)]))
+    assert all(len(tokens) == 5 for tokens in found.values())
+    while client.stats().generation_tokens < 50:
+        await _next_news(client)
+    assert successor.stats().generation_tokens > 0
+    await client.close()
+
+
+def _recorded(asked):
+    async def load_adapter(name, path, *, is_inplace=False):
+        asked.append((name, path, is_inplace))
+        raise InternalError("gone")
+
+    return load_adapter
+
+
 async def _next_news(client):
     import asyncio
 
