@@ -62,6 +62,7 @@ def server(request, tmp_path_factory):
     running.family, running.given, running.mark = family, given, mark
     yield running
     running.stop()
+    desk.close()
 
 
 @pytest.fixture

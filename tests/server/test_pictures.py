@@ -37,18 +37,25 @@ TEXT = "{% for m in messages %}{{ m.content }} {% endfor %}"
 """A template that knows nothing of parts: it would print them as Python does."""
 
 
-@pytest.fixture(scope="module", params=[LIST, TEXT], ids=["list", "text"])
-def server(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures") / "llava"
+def tiny_llava(home, template):
+    """Options of a tiny Llava in a folder of `home`."""
+    folder = home / "llava"
     shutil.copytree(GOLDENS / "llava", folder)
     (folder / "tokenizer.json").write_text(tokenizer())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    given = {
+    return {
         "model": str(folder), "dtype": "float32", "max_model_len": 192, "max_num_seqs": 4,
-        "artifacts": str(folder.parent / "artifacts"),
-        "allowed_local_media_path": str(folder.parent / "in"),
+        "artifacts": str(home / "artifacts"),
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[LIST, TEXT], ids=["list", "text"])
+def server(request, tmp_path_factory):
+    home = tmp_path_factory.mktemp("pictures")
+    given = tiny_llava(home, request.param)
+    given["allowed_local_media_path"] = str(home / "in")
+    folder = home / "llava"
     (folder.parent / "in").mkdir()
     picture(7).save(folder.parent / "in/a.png")
     picture(7).save(folder.parent / "out.png")
@@ -63,6 +70,7 @@ def server(request, tmp_path_factory):
     running.folder, running.given = folder.parent, given
     yield running
     running.stop()
+    desk.close()
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "core": set(),
     "speculate": {"core"},
     "schedule": {"core", "media", "speculate"},
-    "text": {"core"},
-    "media": {"core"},
+    "worker": set(),
+    "text": {"core", "worker"},
+    "media": {"core", "worker"},
     "adapters": {"core"},
     "engine": {"core", "schedule", "adapters"},
     "offline": {"core", "adapters", "engine", "media", "speculate", "text"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 }
 NO_JAX = (
     "core", "speculate", "adapters", "schedule", "engine", "offline", "link", "text", "media",
-    "server", "sim", "weights", "artifact", "targets", "client", "bench", "quantize",
+    "server", "sim", "weights", "artifact", "targets", "client", "bench", "quantize", "worker",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "torch", "transformers"}
 BANNED_CALLS = {"eval", "exec"}

@@ -65,8 +65,13 @@ class ReplicaClient:
         except LookupError:
             raise InternalError("Every replica is gone.", hint="Try again later.") from None
         stream = Stream(self, requests)
-        for index, share in shares.items():
-            self._clients[index].attach(stream, share)
+        try:
+            for index, share in shares.items():
+                self._clients[index].attach(stream, share)
+        except RequestError:
+            for request in requests:
+                self.forget(request.request_id)
+            raise
         return stream
 
     def cancel(self, request_id: str, index: int | None = None) -> None:

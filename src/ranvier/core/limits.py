@@ -61,6 +61,10 @@ class Limits:
     """Least and greatest width and height of a picture, in pixels."""
     image_fetch_s: float = 5.0
     """Time to fetch a picture over HTTP."""
+    image_prepare_s: float = 10.0
+    """Time to decode and prepare a picture."""
+    image_memory_bytes: int = 768 * 2**20
+    """Memory that decoding and preparing a picture may take."""
     images_bytes_max: int = 512 * 2**20
     """Prepared pictures of all open requests of a server; more are answered 503."""
     handshake_s: float = 5.0

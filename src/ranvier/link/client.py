@@ -206,8 +206,18 @@ class SocketClient:
                 )
 
     def attach(self, stream: Stream, requests: Sequence[Request]) -> None:
-        """Send checked requests; their events go to a stream that may be of others too."""
-        self._send(Admit(list(requests)))
+        """Send checked requests; their events go to a stream that may be of others too.
+
+        Raises RequestError for requests that are too large for a message.
+        """
+        try:
+            self._send(Admit(list(requests)))
+        except ProtocolFault:
+            raise RequestError(
+                "The request's prompts and prepared pictures are together more than "
+                f"{LIMITS.request_bytes_max} bytes.",
+                hint="Send less at once.",
+            ) from None
         for request in requests:
             self._streams[request.request_id] = stream
 

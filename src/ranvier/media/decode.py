@@ -41,6 +41,8 @@ def decode(data: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(data), formats=[kind])
     except Image.DecompressionBombError:
         raise _too_many_pixels() from None
+    except MemoryError:
+        raise
     except Exception:  # codecs raise what they like
         raise _damaged(kind) from None
     check_sides(*picture.size)
@@ -49,7 +51,7 @@ def decode(data: bytes) -> Image.Image:
             raise _refused(f"The {kind} picture is animated; send one frame of it.")
         picture.load()
         return as_rgb(picture)
-    except RequestError:
+    except (RequestError, MemoryError):
         raise
     except Exception:  # the same
         raise _damaged(kind) from None

@@ -17,7 +17,7 @@ import numpy as np
 from ranvier.core.errors import CheckpointError, RequestError
 from ranvier.core.media import ImageItem, PromptMedia, VisionInfo
 from ranvier.media.process.prepared import Adjustable, Configs, ImageProcessor, Prepared
-from ranvier.media.process.table import FAMILIES, Family
+from ranvier.media.process.table import find_family
 
 __all__ = ["Vision", "WovenPrompt", "check_kwargs", "rope_axes"]
 
@@ -51,7 +51,7 @@ class Vision:
     ) -> None:
         self.configs = configs
         self._info = info
-        self.family = _family(configs.model)
+        self.family = find_family(configs.model)
         self._processor = self.family.processor.read(configs)
         if kwargs:
             self.configs, self._processor = self._adjusted(kwargs)
@@ -75,6 +75,10 @@ class Vision:
     def processor(self, kwargs: Mapping[str, Any] | None = None) -> ImageProcessor:
         """The processor, changed by a request's mm_processor_kwargs. Raises RequestError."""
         return self._adjusted(kwargs)[1] if kwargs else self._processor
+
+    def configs_with(self, kwargs: Mapping[str, Any]) -> Configs:
+        """What the processor is read from, changed alike. Raises RequestError."""
+        return self._adjusted(kwargs)[0] if kwargs else self.configs
 
     def _adjusted(self, kwargs: Mapping[str, Any]) -> tuple[Configs, ImageProcessor]:
         """Fields changed, and the processor that reads them. Raises RequestError.
@@ -206,17 +210,6 @@ def _check_name(name: Any, known: Iterable[str], where: str = "") -> None:
         param=KWARGS,
         hint=f"{told}Pictures are else prepared as the model's own processor says.",
     )
-
-
-def _family(config: Mapping[str, Any]) -> Family:
-    name = config.get("model_type")
-    vision = config.get("vision_config") or {}
-    if name == "llava" and vision.get("model_type") == "pixtral":
-        name = "pixtral"
-    family = FAMILIES.get(str(name))
-    if family is None:
-        raise CheckpointError(f"config.json: no pictures for model_type {name!r}.")
-    return family
 
 
 def _item(picture: Prepared, spans: tuple[tuple[int, int], ...]) -> ImageItem:

@@ -47,9 +47,9 @@ class Listener:
         self._codec = codec
         self._server = server_options(front, options.model, ready.cache)
         created = int(time.time())
-        pictures = open_desk(folder, codec, ready.info.vision, options)
+        self._pictures = open_desk(folder, codec, ready.info.vision, options)
         self._app = make_app(
-            self._server, codec, self._client, ready.info, created=created, pictures=pictures
+            self._server, codec, self._client, ready.info, created=created, pictures=self._pictures
         )
 
     async def run(
@@ -83,6 +83,7 @@ class Listener:
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
         await asyncio.to_thread(self._codec.templates.start)
+        await asyncio.to_thread(self._pictures.start)
         on_ready()
         say(f"ready at {self._where(listener)} (model {self._server.model_name})")
         counting = asyncio.ensure_future(self._count())
@@ -97,6 +98,7 @@ class Listener:
         lost.cancel()
         await self._client.close()
         self._codec.templates.close()
+        self._pictures.close()
         server.should_exit = True
         server.force_exit = shutdown.insisted.is_set()
         await serving

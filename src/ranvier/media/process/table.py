@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from ranvier.core.errors import CheckpointError
 from ranvier.media.process.clip import Llava
 from ranvier.media.process.gemma3 import Gemma3
 from ranvier.media.process.idefics3 import Idefics3
@@ -13,7 +15,7 @@ from ranvier.media.process.pixtral import Pixtral
 from ranvier.media.process.prepared import ImageProcessor
 from ranvier.media.process.qwen_vl import QwenVl
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "find_family"]
 
 
 class Family(NamedTuple):
@@ -50,3 +52,15 @@ FAMILIES: dict[str, Family] = {
     "mllama": Family(Mllama, "<|image|>", "<|image|>"),
 }
 """By config.json's model_type; a llava whose encoder is Pixtral's is a pixtral."""
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family of a model's config.json. Raises CheckpointError."""
+    name = config.get("model_type")
+    vision = config.get("vision_config") or {}
+    if name == "llava" and vision.get("model_type") == "pixtral":
+        name = "pixtral"
+    family = FAMILIES.get(str(name))
+    if family is None:
+        raise CheckpointError(f"config.json: no pictures for model_type {name!r}.")
+    return family

@@ -1,0 +1,1 @@
+"""Processes that work on foreign data under limits that the system keeps."""
