@@ -102,6 +102,26 @@ BAD = {
     "gptq codes": (
         gptq, {}, {"qweight": np.ones(4, np.int32)}, r"qweight: its shape is \(4,\)",
     ),
+    "gptq scale that is not finite": (
+        gptq, {}, {"scales": np.full((2, 16), np.inf, np.float16)}, "scales: a scale is not finite",
+    ),
+    "gptq zero scales": (
+        gptq, {}, {"scales": np.zeros((2, 16), np.float16)},
+        r"down_proj\.scales: a scale is zero where the codes are not",
+    ),
+    "gptq and awq mixed": (
+        gptq, {}, {"qweight": np.ones((64, 2), np.int32)},
+        r"down_proj\.scales: its shape is \(2, 16\), must be \(16, 2\)",
+    ),
+    "awq group": (awq, {"group_size": 48}, {}, "down_proj: groups of 48 do not divide its 64"),
+    "awq shape": (
+        awq, {}, {"scales": np.ones((1, 16), np.float16)},
+        r"down_proj\.scales: its shape is \(1, 16\)",
+    ),
+    "awq zero scales": (
+        awq, {}, {"scales": np.zeros((2, 16), np.float16)},
+        r"down_proj\.scales: a scale is zero where the codes are not",
+    ),
     "awq version": (awq, {"version": "marlin"}, {}, "version is 'marlin'; supported: one of gemm"),
     "awq bits": (awq, {"bits": 8}, {}, "bits is 8; supported: one of 4"),
     "awq left out": (
@@ -148,3 +168,52 @@ def test_fp8_blocks_become_groups_of_each_output(tmp_path, shape, group):
     each = scales.repeat(128, 0).repeat(128, 1)[: shape[0], : shape[1]]
     assert found.group == group
     np.testing.assert_array_equal(found.values(), values * each)
+
+
+def small(value, *place):
+    scales = np.full((OUTPUTS, 1), 0.01, np.float32)
+    scales[place] = value
+    return scales
+
+
+BAD_FP8 = {
+    "format": ({"fmt": "e5m2"}, {}, r"quantization_config\.fmt is 'e5m2'; supported: one of e4m3"),
+    "block": ({"weight_block_size": [128]}, {}, "weight_block_size is .*outputs and inputs"),
+    "left out": ({"ignored_layers": ["down_proj"]}, {}, "leaves .*down_proj out, but it is stored"),
+    "missing": (
+        {"weight_block_size": [128, 128]}, {}, r"down_proj\.weight_scale: its shape is \(16, 1\)",
+    ),
+    "shape": (
+        {}, {"weight_scale": np.ones(3, np.float32)},
+        r"down_proj\.weight_scale: its shape is \(3,\)",
+    ),
+    "not finite": (
+        {}, {"weight_scale": small(np.nan, 3)}, r"down_proj\.weight_scale: a scale is not finite",
+    ),
+    "negative": (
+        {}, {"weight_scale": small(-1, 3)}, r"down_proj\.weight_scale: a scale is negative",
+    ),
+    "zero": ({}, {"weight_scale": small(0, 3)}, r"down_proj\.weight_scale: a scale is zero where"),
+    "type": (
+        {}, {"weight": np.ones((OUTPUTS, INPUTS), np.int8)}, r"down_proj\.weight: its type is int8",
+    ),
+    "not a number": (
+        {}, {"weight": np.full((OUTPUTS, INPUTS), np.nan, ml_dtypes.float8_e4m3fn)},
+        r"down_proj\.weight: a weight is not a number",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FP8)
+def test_a_bad_fp8_folder_is_refused_with_module_and_field(tmp_path, case):
+    fields, changed, message = BAD_FP8[case]
+    config, tensors, _ = fp8("weight_scale", small(0.01, 0), fields)
+    with pytest.raises(CheckpointError, match=message):
+        stored(tmp_path, config, {**tensors, **changed}).read_quantised(WEIGHT)
+
+
+def test_blocks_that_do_not_divide_are_refused(tmp_path):
+    block = {"weight_block_size": [128, 24]}
+    config, tensors, _ = fp8("weight_scale_inv", np.ones((1, 3), np.float32), block)
+    with pytest.raises(CheckpointError, match="weight_scale_inv: blocks of 24 do not divide 64"):
+        stored(tmp_path, config, tensors).read_quantised(WEIGHT)
