@@ -66,11 +66,17 @@ def llm(options):
         yield llm
 
 
-def test_guesses_change_no_token_of_an_adapter(options, folders, wanted):
-    guess = {"method": "ngram", "num_speculative_tokens": 3}
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_guesses_change_no_token_of_an_adapter(options, folders, wanted, method):
+    """The draft is the base model's: it guesses for every adapter."""
+    guess = {"method": method, "num_speculative_tokens": 3}
+    guess |= {"model": str(folders["model"])} if method == "draft_model" else {}
     with LLM(**options, enable_lora=True, max_loras=2, speculative_config=guess) as llm:
+        policy = llm._engine.scheduler.speculation.policy
+        policy.choose = lambda rows, rooms: 3 if any(rooms) else 0
         requests = [LoRARequest(name, 1, str(folders[name])) for name in SHAPES]
         outputs = llm.generate([PROMPT] * 3, PARAMS, lora_request=requests, use_tqdm=False)
+        assert method == "ngram" or llm.stats().drafts > 0
     assert tokens(outputs) == [wanted[name] for name in SHAPES]
 
 

@@ -39,8 +39,9 @@ def seeing(tmp_path_factory):
     (folder / "tokenizer.json").write_text(tokenizer())
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    llm = LLM(str(folder), dtype="float32", max_model_len=192, max_num_seqs=4,
-              artifacts=str(folder.parent / "artifacts"))  # fmt: skip
+    options = {"model": str(folder), "dtype": "float32", "max_model_len": 192, "max_num_seqs": 4}
+    llm = LLM(**options, artifacts=str(folder.parent / "artifacts"))
+    llm.options = options
     yield llm
     llm.close()
 

@@ -31,7 +31,11 @@ def always(rows, rooms):
     return K if any(rooms) else 0
 
 
-def generate(tokens, **options):
+TWICE = [*PROMPTS, *(f"{text} {text}" for text in PROMPTS)]
+"""32 texts."""
+
+
+def generate(tokens, prompts=PROMPTS, **options):
     from ranvier import LLM, SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
@@ -39,16 +43,15 @@ def generate(tokens, **options):
         speculation = llm._engine.scheduler.speculation
         if "speculative_config" in options:
             speculation.policy.choose = always
-        outputs = llm.generate(list(PROMPTS), params, use_tqdm=False)
+        outputs = llm.generate(list(prompts), params, use_tqdm=False)
         return [list(o.outputs[0].token_ids) for o in outputs], speculation
 
 
 def test_greedy_tokens_in_f32_are_those_without_a_head(head, tmp_path):
-    plain, _ = generate(128, dtype="float32", artifacts=str(tmp_path))
-    guessed, speculation = generate(
-        128, dtype="float32", artifacts=str(tmp_path), speculative_config=head
-    )
-    assert guessed == plain
+    options = {"dtype": "float32", "artifacts": str(tmp_path)}
+    plain, _ = generate(128, TWICE, **options)
+    guessed, speculation = generate(128, TWICE, **options, speculative_config=head)
+    assert len(plain) == 32 and guessed == plain
     assert speculation.drafts > 0
 
 

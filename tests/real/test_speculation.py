@@ -13,6 +13,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 MODEL = "smollm2-135m"
 METHODS = {
     "ngram": {"method": "ngram", "num_speculative_tokens": 4},
+    "itself": {"method": "draft_model", "model": MODEL, "num_speculative_tokens": 4},
     "int4": {
         "method": "draft_model", "model": MODEL, "quantization": "int4",
         "num_speculative_tokens": 4,
