@@ -4,8 +4,13 @@
         --config '{"method": "ngram", "num_speculative_tokens": 4}'
     python benchmarks/speculation.py --prompts questions \\
         --config '{"model": HEAD, "num_speculative_tokens": 3}'
+    python benchmarks/speculation.py --model qwen2.5-coder-1.5b --prompts code \\
+        --config '{"method": "draft_model", "model": "qwen2.5-coder-0.5b", "quantization": "int4"}'
+    python benchmarks/speculation.py --model qwen2.5-coder-0.5b --prompts code \\
+        --config '{"method": "draft_model", "model": "qwen2.5-coder-0.5b", "quantization": "int4"}'
+    python benchmarks/speculation.py --rows 32 --prompts code --config ...
 
-Prints each pair, then the medians; outputs that differ between the two are counted. JSON last.
+Both sides keep the target in bfloat16 unless --quantization says otherwise. Prints each pair, then the medians; outputs that differ between the two are counted. JSON last.
 """
 
 from __future__ import annotations
@@ -99,6 +104,7 @@ def main() -> None:
             pairs.append((ours, theirs))
             print(f"guessing {ours:8.1f}, plain {theirs:8.1f} tokens/s, ratio {ours / theirs:.2f}")
     stats = guessing.stats()
+    shares = [count / max(stats.drafts, 1) for count in stats.accepted_per_position]
     length = 1 + stats.accepted_tokens / max(stats.drafts, 1)
     ratios = [ours / theirs for ours, theirs in pairs]
     found = {
@@ -106,11 +112,13 @@ def main() -> None:
         "ratio_median": statistics.median(ratios), "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "tokens_s": [statistics.median(side) for side in zip(*pairs, strict=True)],
-        "acceptance_length": length, "drafts": stats.drafts, "differing": differing,
+        "acceptance_length": length, "acceptance_per_position": shares, "drafts": stats.drafts,
+        "steps": stats.steps, "differing": differing,
     }  # fmt: skip
     print(
         f"median {found['ratio_median']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
-        f"acceptance length {length:.2f} (tokens a verification yields, over {stats.drafts}); "
+        f"acceptance length {length:.2f} (tokens a verification yields, over {stats.drafts} "
+        f"in {stats.steps} steps); "
         f"{differing} outputs differ"
     )
     print(json.dumps(found))

@@ -157,8 +157,9 @@ def _check_tree(tree: Any) -> None:
         ) from None
     if not is_chain:
         raise ConfigError(
-            "speculative_config: speculative_token_tree has branches; guesses are chains.",
-            hint="Leave it out, and give num_speculative_tokens.",
+            "speculative_config: speculative_token_tree has branches; guesses are chains, since a "
+            "sibling costs a token of the step and seldom stands.",
+            hint="Leave it out and give num_speculative_tokens, the length of the longest path.",
         )
 
 

@@ -35,7 +35,10 @@ SPECULATION: tuple[Field, ...] = (
         "eagle_rolling_buffer_kernel_enabled", "bool", False,
         "a head's keys and values lie in the blocks of the model's",
     ),
-    refused("token_tree_config", "any", None, "guesses are chains, which need no tree"),
+    refused(
+        "token_tree_config", "any", None,
+        "guesses are chains, of speculation_length (docs/speculation.md says why)",
+    ),
     refused("is_medusa", "bool", False, _MEDUSA),
     refused("medusa_speculation_length", "int", 0, _MEDUSA),
     refused("num_medusa_heads", "int", 0, _MEDUSA),
