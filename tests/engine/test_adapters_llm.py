@@ -191,6 +191,22 @@ def test_adapters_by_nxdi_s_names_are_served_from_the_start(options, folders, wa
     assert tokens(outputs) == [wanted[name] for name in "abc"]
 
 
+def test_a_pinned_adapter_stays_while_others_come_and_go(llm, folders, wanted):
+    for name in SHAPES:
+        llm.load_adapter(name, str(folders[name]))
+    llm.pin_adapter("a")
+    for name in ("a", "b", "c", "b", "a"):
+        output = llm.generate(PROMPT, PARAMS, lora_request=LoRARequest(name), use_tqdm=False)
+        assert tokens(output) == [wanted[name]]
+    assert llm.stats().adapter_misses == 4, "a is moved once"
+    llm.pin_adapter("b")
+    with pytest.raises(AdapterUnavailable, match="2 slots"):
+        llm.generate(PROMPT, PARAMS, lora_request=LoRARequest("c"), use_tqdm=False)
+    llm.pin_adapter("b", is_pinned=False)
+    output = llm.generate(PROMPT, PARAMS, lora_request=LoRARequest("c"), use_tqdm=False)
+    assert tokens(output) == [wanted["c"]]
+
+
 def test_a_wrong_adapter_of_the_start_is_refused(options, folders):
     with pytest.raises(AdapterError, match="nowhere"):
         LLM(**options, enable_lora=True, max_loras=2, lora_modules=["a=/nowhere"])

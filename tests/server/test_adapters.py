@@ -38,7 +38,7 @@ def server(folder):
     paths[str(folder.parent / "out")] = "digest of out"
     loader = SimulatedLoader(paths, turns_max=3)
     running = simulated(
-        adapters=Adapters(loader, host_max=4), adapter_slots=2, lora_folder=str(folder)
+        adapters=Adapters(loader, host_max=4, slots=2), adapter_slots=2, lora_folder=str(folder)
     )
     running.loader = loader
     yield running
@@ -192,6 +192,20 @@ def test_more_loads_than_wait_are_told_to_come_again(server, http):
         assert busy.result().status_code == 200
     assert codes.count(429) >= 1 and set(codes) <= {200, 429}
     assert text(http, "sim")
+
+
+def test_pinned_adapters_keep_their_slots_and_others_are_told(server, http, folder):
+    server.loader.digests[str(folder / "third")] = "third"
+    assert load(http, "third", "third").status_code == 200
+    for name in ("alpha", "beta"):
+        assert load(http, name, name, pinned=True).status_code == 200
+    answer = load(http, "third", "third", pinned=True)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "pinned"
+    answer = http.post("/v1/completions", json={"model": "third", "prompt": PROMPT})
+    assert answer.status_code == 409 and "Unpin one" in answer.text
+    assert text(http, "alpha") and text(http, "beta") and text(http, "sim")
+    assert load(http, "beta", "beta", pinned=False).status_code == 200
+    assert text(http, "third")
 
 
 def test_metrics_name_the_adapters(http):

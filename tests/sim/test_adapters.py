@@ -11,7 +11,13 @@ import pytest
 from ranvier.adapters.registry import Adapters
 from ranvier.core.buckets import BucketSet
 from ranvier.core.config import EngineConfig
-from ranvier.core.errors import DeviceError, ModelNotFound, StateLost
+from ranvier.core.errors import (
+    AdapterUnavailable,
+    DeviceError,
+    ModelNotFound,
+    RequestError,
+    StateLost,
+)
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request
 from ranvier.core.sampling import SamplingParams
@@ -44,7 +50,7 @@ def make(order="plain", slots=2, buckets=RAGGED, blocks=60, host_max=3, config=(
     loader = SimulatedLoader(
         {name: f"{name}v1" for name in NAMES}, turns_max=4, pieces=3, seed=weather.get("seed", 0)
     )
-    adapters = Adapters(loader, host_max=host_max)
+    adapters = Adapters(loader, host_max=host_max, slots=slots)
     for name in NAMES:
         adapters.add(name, name, simulated_weights(f"{name}v1", 3))
     settings = EngineConfig(max_num_batched_tokens=32, order=order, **dict(config))
@@ -87,7 +93,7 @@ class Storm:
         self.cancel_rate, self.churn_rate = cancel_rate, churn_rate
         self.digests, self.admitted, self.refused = {}, {}, []
         self.tokens, self.reasons, self.events = {}, {}, []
-        self.tickets = 0
+        self.tickets, self.kept = 0, frozenset()
 
     def run(self, arrivals):
         arrivals, engine = list(arrivals), self.engine
@@ -101,6 +107,7 @@ class Storm:
             for event in engine.turn():
                 self.take(event)
             check_scheduler(engine.scheduler)
+            self.check_pins()
             if not arrivals and not engine.has_work and not engine.adapters.loading:
                 break
         else:
@@ -121,11 +128,17 @@ class Storm:
         self.admitted[request.request_id] = request
         self.digests[request.request_id] = self.engine._live[request.request_id][0].adapter
 
+    def check_pins(self):
+        """What is pinned and was in a slot is there still."""
+        slots, pinned = self.engine.scheduler.slots, self.engine.adapters.pins.digests
+        assert (self.kept & pinned) <= set(slots.slot_of)
+        self.kept = pinned & set(slots.slot_of)
+
     def churn(self):
         """An adapter changes on disk and is loaded in place, or is unloaded, or comes back."""
         adapters, name = self.engine.adapters, self.rng.choice(NAMES)
-        what = self.rng.choice(["change", "unload", "load"])
-        if what == "unload" and name in adapters.names:
+        what = self.rng.choice(["change", "unload", "load", "pin", "unpin"])
+        if what == "unload" and name in adapters._digest_of:
             adapters.unload(name)
         if what == "change":
             self.tickets += 1
@@ -135,6 +148,11 @@ class Storm:
         if what == "load":
             self.tickets += 1
             adapters.load(self.tickets, name, name)
+        has_room = len(adapters.pins.digests) + 1 < self.engine.scheduler.slots.count
+        if what == "pin" and name in adapters._digest_of and has_room:
+            adapters.pin(name)
+        if what == "unpin" and name in adapters._digest_of:
+            adapters.pin(name, is_pinned=False)
 
     def take(self, event):
         key = (event.request_id, event.index)
@@ -334,3 +352,55 @@ def test_weights_are_read_before_their_turn_comes():
             engine.turn()
             turns[-1] += 1
     assert turns[1] <= 1.1 * turns[0], turns
+
+
+def test_a_pinned_adapter_is_moved_at_once_and_keeps_its_slot():
+    engine = make(slots=2, host_max=6)
+    engine.adapters.pin("lora5")
+    engine.turn()
+    slot = engine.scheduler.slots.slot_of["lora5v1"]
+    assert not engine.scheduler.slots.placing
+    run(engine, *(request(name, [1, 2], name) for name in NAMES[:5]))
+    assert engine.scheduler.slots.slot_of["lora5v1"] == slot
+    engine.adapters.pin("lora5", is_pinned=False)
+    run(engine, *(request(f"{name} again", [1, 2], name) for name in NAMES[:2]))
+    assert set(engine.scheduler.slots.slot_of) == {"lora0v1", "lora1v1"}
+
+
+def test_a_pinned_adapter_that_is_on_no_host_is_read_once_and_not_for_ever():
+    engine = make(slots=2, host_max=2)
+    loader = engine.adapters._loader
+    loader.digests.pop("lora0")
+    engine.adapters.pin("lora0")
+    for _ in range(50):
+        engine.turn()
+    assert loader.reads == 1 and not engine.scheduler.slots.slot_of
+    assert run(engine, request("b", [1, 2], "lora1")).reasons == {("b", 0): "length"}
+
+
+def test_where_all_slots_are_pinned_others_are_told_so_and_never_wait():
+    engine = make(slots=2, host_max=6)
+    engine.adapters.pin("lora0")
+    run(engine, request("first", [1, 2], "lora0"))
+    engine.admit(request("runs", [1, 2], "lora1", max_tokens=30))
+    while not engine.scheduler.running:
+        engine.turn()
+    engine.admit(request("waits", [1, 2], "lora2", n=2))
+    engine.turn()
+    engine.adapters.pin("lora3")
+    with pytest.raises(AdapterUnavailable, match="'lora2' can't run: each of the 2 slots"):
+        engine.admit(request("later", [1, 2], "lora2"))
+    with pytest.raises(RequestError, match="'lora2' can't be pinned: 2 others are"):
+        engine.adapters.pin("lora2")
+    engine.admit(request("pinned", [1, 2], "lora3"))
+    engine.admit(request("base", [1, 2]))
+    ends = {}
+    while engine.has_work:
+        for event in engine.turn():
+            if event.finish_reason:
+                ends[event.request_id, event.index] = (event.finish_reason, event.error_kind)
+    refused = ("error", "adapter")
+    assert ends == {
+        ("runs", 0): ("length", "device"), ("pinned", 0): ("length", "device"),
+        ("base", 0): ("length", "device"), ("waits", 0): refused, ("waits", 1): refused,
+    }  # fmt: skip

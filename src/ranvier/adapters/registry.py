@@ -2,8 +2,8 @@
 
 A name stands for a content, known by its digest; several names may share one. A content stays for
 as long as it has a name or an open request, its weights while they are among the `host_max` used
-last: the others are read again from their folder when they are needed. Used by the engine's thread
-alone; files are read by a Loader.
+last: the others are read again from their folder when they are needed. A content with a pinned name
+keeps its slot of the device. Used by the engine's thread alone; files are read by a Loader.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ranvier.adapters.loading import Loaded, Loader
+from ranvier.adapters.pins import Pins
 from ranvier.core.adapter import AdapterWeights
 from ranvier.core.errors import (
     AdapterUnavailable,
@@ -50,12 +51,21 @@ class _Naming:
     name: str
     path: str
     is_inplace: bool
+    is_pinned: bool | None
 
 
 class Adapters:
     """The adapters of one engine. `turn` takes what the loader has read."""
 
-    def __init__(self, loader: Loader, *, host_max: int, names_max: int = LIMITS.adapters_max):
+    def __init__(
+        self,
+        loader: Loader,
+        *,
+        host_max: int,
+        names_max: int = LIMITS.adapters_max,
+        slots: int = LIMITS.adapter_slots_max,
+    ):
+        self.pins = Pins(slots)
         self.load_s: list[float] = []
         """How long loads took, of which the statistics have not been told yet."""
         self._loader = loader
@@ -73,8 +83,9 @@ class Adapters:
         return self._namings + len(self._wanted)
 
     @property
-    def names(self) -> list[str]:
-        return list(self._digest_of)
+    def name_count(self) -> int:
+        """Adapters that new requests can name."""
+        return len(self._digest_of)
 
     @property
     def host_bytes(self) -> int:
@@ -85,8 +96,19 @@ class Adapters:
         """Have `call` called, maybe by another thread, when `turn` has something to take."""
         self._loader.on_done = call
 
-    def load(self, ticket: int, name: str, path: str, *, is_inplace: bool = False) -> None:
-        """Begin to load; `turn` brings the answer. Raises TooManyRequests or RequestError."""
+    def load(
+        self,
+        ticket: int,
+        name: str,
+        path: str,
+        *,
+        is_inplace: bool = False,
+        is_pinned: bool | None = None,
+    ) -> None:
+        """Begin to load; `turn` brings the answer. Raises TooManyRequests or RequestError.
+
+        `is_pinned`: whether the adapter keeps its slot from now on; None: as it is.
+        """
         if self._namings >= LIMITS.adapter_loads_max:
             raise TooManyRequests(
                 f"{self._namings} adapters are being loaded, the limit is "
@@ -95,13 +117,23 @@ class Adapters:
             )
         self._check_room(name)
         self._namings += 1
-        self._loader.ask(_Naming(ticket, name, path, is_inplace), path, is_urgent=False)
+        naming = _Naming(ticket, name, path, is_inplace, is_pinned)
+        self._loader.ask(naming, path, is_urgent=False)
 
     def add(
-        self, name: str, path: str, weights: AdapterWeights, *, is_inplace: bool = False
+        self,
+        name: str,
+        path: str,
+        weights: AdapterWeights,
+        *,
+        is_inplace: bool = False,
+        is_pinned: bool | None = None,
     ) -> None:
         """Serve `weights` under a name. Raises RequestError when it stands for other content."""
         self._check_room(name)
+        is_pinned = self.pins.has(name) if is_pinned is None else is_pinned
+        if is_pinned:
+            self.pins.check(name, weights.digest)
         known = self._digest_of.get(name)
         if known is not None and known != weights.digest:
             if not is_inplace:
@@ -116,26 +148,41 @@ class Adapters:
         content.path = path
         content.names.add(name)
         self._keep(weights)
+        self.pin(name, is_pinned=is_pinned)
+
+    def pin(self, name: str, *, is_pinned: bool = True) -> None:
+        """Have an adapter keep its slot, or no longer. Raises ModelNotFound, or RequestError when
+        every slot is pinned."""
+        if name not in self._digest_of:
+            raise _unknown(name)
+        if is_pinned:
+            self.pins.check(name, self._digest_of[name])
+            self.pins.put(name, self._digest_of[name])
+        else:
+            self.pins.drop(name)
 
     def unload(self, name: str) -> str:
         """Serve a name no longer; its digest. Open requests keep the content.
 
         Raises ModelNotFound.
         """
-        digest = self._digest_of.pop(name, None)
-        if digest is None:
-            raise ModelNotFound(
-                f"The lora adapter {name[:128]!r} cannot be found.", param="lora_name"
-            )
+        if name not in self._digest_of:
+            raise _unknown(name)
+        self.pins.drop(name)
+        digest = self._digest_of.pop(name)
         self._contents[digest].names.discard(name)
         self._forget_unused(digest)
         return digest
 
     def hold(self, name: str) -> str:
-        """A request opens with a name: the digest of its content. Raises ModelNotFound."""
+        """A request opens with a name: the digest of its content.
+
+        Raises ModelNotFound, or AdapterUnavailable when other adapters are pinned in every slot.
+        """
         digest = self._digest_of.get(name)
         if digest is None:
             raise ModelNotFound(f"The model {name[:128]!r} does not exist.", param="model")
+        self.pins.check_runs(name, digest)
         self._contents[digest].held += 1
         return digest
 
@@ -143,10 +190,6 @@ class Adapters:
         """A request has ended."""
         self._contents[digest].held -= 1
         self._forget_unused(digest)
-
-    def has_name(self, digest: str) -> bool:
-        """Whether new requests can ask for a content."""
-        return digest in self._contents and bool(self._contents[digest].names)
 
     def is_loaded(self, digest: str) -> bool:
         return digest in self._weights
@@ -186,6 +229,7 @@ class Adapters:
                 error = self._reread(loaded.key, loaded)
                 if error is not None:
                     lost[loaded.key] = error
+                    self.pins.unplaced.discard(loaded.key)
         return answers
 
     def close(self) -> None:
@@ -195,7 +239,13 @@ class Adapters:
         if isinstance(loaded.found, RanvierError):
             return loaded.found
         try:
-            self.add(naming.name, naming.path, loaded.found, is_inplace=naming.is_inplace)
+            self.add(
+                naming.name,
+                naming.path,
+                loaded.found,
+                is_inplace=naming.is_inplace,
+                is_pinned=naming.is_pinned,
+            )
         except RequestError as error:
             return error
         return None
@@ -238,3 +288,7 @@ class Adapters:
         if not content.names and not content.held:
             del self._contents[digest]
             self._weights.pop(digest, None)
+
+
+def _unknown(name: str) -> ModelNotFound:
+    return ModelNotFound(f"The lora adapter {name[:128]!r} cannot be found.", param="lora_name")

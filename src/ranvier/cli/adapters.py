@@ -30,14 +30,14 @@ def open_adapters(folder: Path, options: AdapterOptions) -> Adapters | None:
             found = fetch_adapter(path)
         return read_adapter(found, form)
 
-    return Adapters(ThreadLoader(read), host_max=options.host_adapters)
+    return Adapters(ThreadLoader(read), host_max=options.host_adapters, slots=form.slots)
 
 
 def load_modules(llm: Offline, options: AdapterOptions) -> None:
     """Serve the adapters of `lora_modules`; the LLM is closed when one of them is wrong."""
     try:
         for module in read_modules(options.lora_modules):
-            llm.load_adapter(module.name, module.path)
+            llm.load_adapter(module.name, module.path, pinned=module.pinned)
     except RanvierError:
         llm.close()
         raise

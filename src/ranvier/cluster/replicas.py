@@ -112,10 +112,13 @@ class ReplicaClient:
         for client in self._clients:
             client.reset_prefix_cache()
 
-    async def load_adapter(self, name: str, path: str, *, is_inplace: bool = False) -> None:
+    async def load_adapter(
+        self, name: str, path: str, *, is_inplace: bool = False, is_pinned: bool | None = None
+    ) -> None:
         """Load it into every replica that lives: into all of them, or into none."""
         living = self._living()
-        loads = [client.load_adapter(name, path, is_inplace=is_inplace) for client in living]
+        how: dict[str, Any] = {"is_inplace": is_inplace, "is_pinned": is_pinned}
+        loads = [client.load_adapter(name, path, **how) for client in living]
         ends = await asyncio.gather(*loads, return_exceptions=True)
         errors = [end for end in ends if isinstance(end, BaseException)]
         if not errors:

@@ -233,6 +233,7 @@ class Engine:
         for adapter in self.scheduler.wanted:
             adapters.want(adapter)
         adapters.expect(self.scheduler.upcoming)
+        self._emit(_pin(self.scheduler, adapters))
         for slot, adapter in slots.take_moves():
             self._placing.begin(slot, adapters.weights(adapter), self._counts.steps)
         arrived = self._placing.turn(self._collected, is_busy=bool(self.scheduler.running))
@@ -276,6 +277,25 @@ class Engine:
                 del self._live[event.request_id]
                 if self.adapters is not None and before[0].adapter:
                     self.adapters.release(before[0].adapter)
+
+
+def _pin(scheduler: Scheduler, adapters: Adapters) -> list[Event]:
+    """Give pinned adapters slots; ends of what waits for one when all are pinned."""
+    slots, pins = scheduler.slots, adapters.pins
+    slots.pinned = set(pins.digests)
+    for adapter in list(pins.unplaced):
+        if adapter in slots.slot_of:
+            pins.unplaced.discard(adapter)
+        elif not adapters.is_loaded(adapter):
+            adapters.want(adapter)
+        elif slots.room:
+            slots.place(adapter)
+    ends: list[Event] = []
+    for sequence in list(scheduler.waiting) if pins.is_full else ():
+        if sequence.adapter and sequence.adapter not in slots.pinned:
+            reason = pins.full_reason(sequence.request.adapter)
+            ends.append(scheduler.drop(sequence, "error", reason))
+    return _blame_adapter(ends)
 
 
 def _blame_adapter(events: list[Event]) -> list[Event]:

@@ -79,7 +79,9 @@ class EngineClient(Protocol):
     def degraded(self) -> str | None: ...
     def stats(self) -> EngineStats: ...
     def reset_prefix_cache(self) -> None: ...
-    async def load_adapter(self, name: str, path: str, *, is_inplace: bool = False) -> None: ...
+    async def load_adapter(
+        self, name: str, path: str, *, is_inplace: bool = False, is_pinned: bool | None = None
+    ) -> None: ...
     async def unload_adapter(self, name: str) -> None: ...
 
 
@@ -254,7 +256,9 @@ class SocketClient:
     def reset_prefix_cache(self) -> None:
         self._send(ResetPrefixCache())
 
-    async def load_adapter(self, name: str, path: str, *, is_inplace: bool = False) -> None:
+    async def load_adapter(
+        self, name: str, path: str, *, is_inplace: bool = False, is_pinned: bool | None = None
+    ) -> None:
         """Serve the adapter in a folder under a name. Raises what the engine says of it."""
         if len(self._answers) >= LIMITS.adapter_loads_max:
             raise TooManyRequests(
@@ -262,7 +266,7 @@ class SocketClient:
                 f"{LIMITS.adapter_loads_max}.",
                 hint="Try again later.",
             )
-        await self._ask(LoadAdapter(next(self._tickets), name, path, is_inplace))
+        await self._ask(LoadAdapter(next(self._tickets), name, path, is_inplace, is_pinned))
 
     async def unload_adapter(self, name: str) -> None:
         """Serve a name no longer. Raises ModelNotFound."""

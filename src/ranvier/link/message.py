@@ -129,6 +129,7 @@ class LoadAdapter(msgspec.Struct, tag="load_adapter"):
     name: str
     path: str
     is_inplace: bool = False
+    is_pinned: bool | None = None
 
 
 class UnloadAdapter(msgspec.Struct, tag="unload_adapter"):

@@ -166,7 +166,13 @@ class EngineService:
             if adapters is None:
                 raise RequestError("No adapters are served.", hint="Start with --enable-lora.")
             if isinstance(command, LoadAdapter):
-                adapters.load(ticket, command.name, command.path, is_inplace=command.is_inplace)
+                adapters.load(
+                    ticket,
+                    command.name,
+                    command.path,
+                    is_inplace=command.is_inplace,
+                    is_pinned=command.is_pinned,
+                )
                 return
             adapters.unload(command.name)
             self._link.send(AdapterAnswer(ticket))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ranvier.adapters.registry import Answer
+from ranvier.adapters.registry import Adapters, Answer
 from ranvier.core.errors import RequestError
 from ranvier.engine.loop import Engine
 
@@ -38,15 +38,12 @@ class AdapterDesk:
         if engine.adapters is not None:
             engine.adapters.wake(self._news.set)
 
-    def load(self, name: str, path: str, *, is_inplace: bool = False) -> None:
+    def load(
+        self, name: str, path: str, *, is_inplace: bool = False, is_pinned: bool | None = None
+    ) -> None:
         """Serve the adapter in a folder under a name, now. Raises what is wrong with it."""
-        engine = self._engine
-        if engine.adapters is None:
-            raise RequestError(
-                "This LLM has no slots for adapters.", hint="Make it with enable_lora=True."
-            )
         ticket = next(self._tickets)
-        engine.adapters.load(ticket, name, str(path), is_inplace=is_inplace)
+        self._registry().load(ticket, name, str(path), is_inplace=is_inplace, is_pinned=is_pinned)
         error = self._wait(ticket).error
         if error is not None:
             raise error
@@ -54,10 +51,12 @@ class AdapterDesk:
 
     def unload(self, name: str) -> None:
         """Serve a name no longer. Raises ModelNotFound."""
-        if self._engine.adapters is None:
-            raise RequestError("This LLM has no slots for adapters.")
-        self._engine.adapters.unload(name)
+        self._registry().unload(name)
         self._paths.pop(name, None)
+
+    def pin(self, name: str, *, is_pinned: bool) -> None:
+        """Have an adapter keep its slot, or no longer. Raises ModelNotFound or RequestError."""
+        self._registry().pin(name, is_pinned=is_pinned)
 
     def names(
         self, given: LoRARequest | Sequence[LoRARequest | None] | None, count: int
@@ -80,6 +79,13 @@ class AdapterDesk:
         if self._engine.can_sleep:
             self._news.wait(WAIT_S)
             self._news.clear()
+
+    def _registry(self) -> Adapters:
+        if self._engine.adapters is None:
+            raise RequestError(
+                "This LLM has no slots for adapters.", hint="Make it with enable_lora=True."
+            )
+        return self._engine.adapters
 
     def _ready(self, asked: LoRARequest | None) -> str:
         if asked is None:

@@ -129,9 +129,18 @@ class Offline:
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
-    def load_adapter(self, name: str, path: str, *, load_inplace: bool = False) -> None:
-        """Serve the LoRA adapter in a folder under a name. Raises what is wrong with it."""
-        self._adapters.load(name, path, is_inplace=load_inplace)
+    def load_adapter(
+        self, name: str, path: str, *, load_inplace: bool = False, pinned: bool | None = None
+    ) -> None:
+        """Serve the LoRA adapter in a folder under a name. Raises what is wrong with it.
+
+        `pinned`: whether it keeps its slot on the device from now on; None: as it is.
+        """
+        self._adapters.load(name, path, is_inplace=load_inplace, is_pinned=pinned)
+
+    def pin_adapter(self, name: str, *, is_pinned: bool = True) -> None:
+        """Have a LoRA adapter keep its slot, or no longer. Raises RequestError: no slot is left."""
+        self._adapters.pin(name, is_pinned=is_pinned)
 
     def unload_adapter(self, name: str) -> None:
         """Serve a LoRA adapter's name no longer. Raises ModelNotFound."""

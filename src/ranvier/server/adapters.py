@@ -27,6 +27,8 @@ from ranvier.server.wire.requests import LoadAdapterRequest, UnloadAdapterReques
 __all__ = ["AdapterRoutes", "ServedAdapters"]
 
 NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,128}")
+Load = tuple[str, str, bool | None]
+"""Name, path, and whether it is pinned: equal ones at once are one load."""
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -46,7 +48,7 @@ class ServedAdapters:
         self._options = options
         self._client = client
         self._served: dict[str, Served] = {}
-        self._loading: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._loading: dict[Load, asyncio.Task[None]] = {}
         self._dropped: set[str] = set()
         """Names of the folder that were unloaded: they come back when a client loads them."""
 
@@ -84,16 +86,22 @@ class ServedAdapters:
         ]  # fmt: skip
 
     async def load(
-        self, name: str, path: str, *, parent: str | None = None, is_inplace: bool = False
+        self,
+        name: str,
+        path: str,
+        *,
+        parent: str | None = None,
+        is_inplace: bool = False,
+        is_pinned: bool | None = None,
     ) -> None:
         """Serve the adapter in a folder under a name; equal loads at once are one.
 
         Raises what the engine says of it.
         """
-        key = (name, path)
+        key = (name, path, is_pinned)
         if is_inplace or key not in self._loading:
             self._check_name(name)
-            work = self._load(name, path, parent or self._options.model_name, is_inplace)
+            work = self._load(key, parent or self._options.model_name, is_inplace)
             task = self._loading[key] = asyncio.ensure_future(work)
             task.add_done_callback(lambda done: self._ended(key, done))
         # A client that goes away does not end the load of those that wait with it.
@@ -122,14 +130,15 @@ class ServedAdapters:
             hint="Start the server with --lora-folder DIR, or --allow-runtime-lora-updating.",
         )
 
-    async def _load(self, name: str, path: str, parent: str, is_inplace: bool) -> None:
+    async def _load(self, key: Load, parent: str, is_inplace: bool) -> None:
+        name, path, is_pinned = key
         known = self._served.get(name)
-        await self._client.load_adapter(name, path, is_inplace=is_inplace)
+        await self._client.load_adapter(name, path, is_inplace=is_inplace, is_pinned=is_pinned)
         created = known.created if known else int(time.time())
         self._served[name] = Served(path, parent, created)
         self._dropped.discard(name)
 
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+    def _ended(self, key: Load, task: asyncio.Task[None]) -> None:
         if self._loading.get(key) is task:
             del self._loading[key]
         if not task.cancelled():
@@ -177,7 +186,9 @@ class AdapterRoutes:
                 param="is_3d_lora_weight",
             )
         path = self._served.allowed(body.lora_path)
-        await self._served.load(body.lora_name, path, is_inplace=bool(body.load_inplace))
+        await self._served.load(
+            body.lora_name, path, is_inplace=bool(body.load_inplace), is_pinned=body.pinned
+        )
         return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     async def unload(self, http: HttpRequest) -> Response:

@@ -29,7 +29,7 @@ def ends(adapters):
 def test_a_load_is_answered_and_names_its_content():
     adapters, _ = make()
     adapters.load(7, "a", "p")
-    assert adapters.loading == 1 and not adapters.names
+    assert adapters.loading == 1 and not adapters.name_count
     assert ends(adapters) == ({7: None}, {})
     assert adapters.hold("a") == "d" and adapters.is_loaded("d") and adapters.loading == 0
     assert len(adapters.load_s) == 1
@@ -39,7 +39,7 @@ def test_a_failed_load_is_answered_with_its_error_and_names_nothing():
     adapters, _ = make()
     adapters.load(7, "a", "nowhere")
     answers, _ = ends(adapters)
-    assert isinstance(answers[7], AdapterError) and not adapters.names
+    assert isinstance(answers[7], AdapterError) and not adapters.name_count
     with pytest.raises(ModelNotFound, match="'a'"):
         adapters.hold("a")
 
@@ -52,10 +52,11 @@ def test_a_name_is_taken_by_other_content_unless_it_is_replaced_in_place():
     assert answers[1] is None and answers[2] is None, "the same content again is fine"
     assert isinstance(answers[3], RequestError) and "load_inplace" in answers[3].message
     assert adapters.hold("a") == "d"
+    adapters.release("d")
     adapters.load(4, "a", "q", is_inplace=True)
     assert ends(adapters)[0] == {4: None}
     assert adapters.hold("a") == "e"
-    assert adapters.has_name("e") and not adapters.has_name("d")
+    assert not adapters.is_loaded("d"), "the old content has no name and no request"
 
 
 def test_a_content_lives_while_it_has_a_name_or_a_request():
@@ -133,3 +134,29 @@ def test_what_is_expected_is_read_ahead_and_kept():
     ends(adapters)
     assert [adapters.is_loaded(name) for name in "abcd"] == [True, False, True, True]
     assert loader.reads == 1, "one place is left to others: b is not looked at"
+
+
+def test_a_pin_is_of_a_name_and_moves_with_it_to_new_content():
+    adapters, _ = make(slots=1)
+    for name, digest in (("a", "d"), ("same", "d"), ("b", "e")):
+        adapters.add(name, name, simulated_weights(digest))
+    adapters.pin("a")
+    adapters.pin("same")
+    assert adapters.pins.digests == {"d"} and adapters.pins.is_full
+    with pytest.raises(RequestError, match="'b' can't be pinned"):
+        adapters.pin("b")
+    with pytest.raises(RequestError, match="'c' can't be pinned"):
+        adapters.add("c", "c", simulated_weights("f"), is_pinned=True)
+    assert adapters.name_count == 3
+    with pytest.raises(AdapterUnavailable, match="'b' can't run"):
+        adapters.hold("b")
+    adapters.unload("same")
+    adapters.add("a", "new", simulated_weights("g"), is_inplace=True)
+    assert adapters.pins.digests == {"g"} == adapters.pins.unplaced
+    adapters.add("a", "new", simulated_weights("g"), is_pinned=False)
+    assert not adapters.pins.digests and adapters.hold("b") == "e"
+    adapters.pin("a")
+    adapters.unload("a")
+    assert not adapters.pins.digests
+    with pytest.raises(ModelNotFound):
+        adapters.pin("a")

@@ -50,12 +50,14 @@ class AdapterOptions:
     lora_lfu_decay_period: int = 128
     """lfu: uses of adapters after which all counts of uses are halved."""
     lora_modules: tuple[str, ...] = ()
-    """Adapters to serve from the start, each name=path or a JSON object with name and path."""
+    """Adapters to serve from the start, each name=path or a JSON object with name, path and
+    pinned (it keeps its slot)."""
 
     def __post_init__(self) -> None:
         # On its way between processes a tuple is a list.
-        for name in ("lora_target_modules", "lora_modules"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
 
     @property
     def eviction(self) -> Eviction:
@@ -106,6 +108,8 @@ class AdapterModule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     path: str
     base_model_name: str | None = None
+    pinned: bool = False
+    """It keeps its slot."""
 
 
 def read_modules(values: Sequence[str]) -> list[AdapterModule]:
@@ -139,7 +143,7 @@ def _read(value: str) -> AdapterModule:
         except (msgspec.MsgspecError, ValueError) as error:
             raise ConfigError(
                 f"lora_modules: {value!r}: {error}.",
-                hint='An item in JSON is {"name": ..., "path": ..., "base_model_name": ...}.',
+                hint='In JSON: {"name": ..., "path": ..., "base_model_name": ..., "pinned": true}.',
             ) from None
     name, is_pair, path = value.partition("=")
     if not is_pair or not name or not path:

@@ -59,7 +59,9 @@ class Listener:
         front = self._front
         for module in read_modules(self._modules):
             parent = module.base_model_name
-            await self._app.state.adapters.load(module.name, module.path, parent=parent)
+            await self._app.state.adapters.load(
+                module.name, module.path, parent=parent, is_pinned=module.pinned
+            )
             say(f"adapter {module.name!r}: {module.path}")
         config = uvicorn.Config(
             self._app,

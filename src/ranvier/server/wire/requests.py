@@ -131,6 +131,8 @@ class LoadAdapterRequest(msgspec.Struct, kw_only=True):
     lora_name: str = ""
     lora_path: str = ""
     load_inplace: bool | None = None
+    pinned: bool | None = None
+    """Whether it keeps its slot on the device, as in SGLang; null: as it is."""
     is_3d_lora_weight: bool | None = None
 
 
