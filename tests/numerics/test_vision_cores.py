@@ -32,6 +32,7 @@ DEGREES = [
     ("mllama_tiles", 4), ("qwen3_vl", 4), ("mllama_tiles", 2), ("qwen2_5_vl", 2), ("gemma3", 2),
     ("llava", 2),
 ]  # fmt: skip
+QUANTISED = "mllama_tiles"
 HEADS = ("num_heads", "attention_heads", "num_attention_heads")
 
 
@@ -86,6 +87,10 @@ def tokens(root, models):
          "options": {"model": str(models[family]), "tensor_parallel_size": ranks}}
         for family, ranks in (*DEGREES, *((family, 1) for family in LABELS))
     ]  # fmt: skip
+    for ranks in (2, 1):
+        case = next(case for case in cases if case["name"] == f"{QUANTISED} {ranks}")
+        options = {**case["options"], "quantization": "int8"}
+        cases.append({**case, "name": f"{QUANTISED} {ranks} int8", "options": options})
     command = [sys.executable, "-m", SCRIPT, str(root / "artifacts"), json.dumps(cases)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=500, cwd=ROOT
@@ -101,11 +106,15 @@ def test_ranks_give_the_tokens_of_one(tokens, family, ranks):
     assert len({tuple(own) for own in seen.values()}) == len(LABELS[family])
 
 
+def test_quantised_ranks_give_the_tokens_of_one(tokens):
+    assert tokens[f"{QUANTISED} 2 int8"] == tokens[f"{QUANTISED} 1 int8"]
+
+
 def test_each_rank_has_its_heads_of_tiles(root, tokens):
     found = [read_manifest(path.parent) for path in (root / "artifacts").glob("*/manifest.json")]
     sizes = {}
     for manifest in found:
-        if manifest.key.vision.is_cross:
+        if manifest.key.vision.is_cross and manifest.key.quantization == "none":
             assert verify(root / "artifacts" / manifest.key.name) == []
             kept = int(np.prod(manifest.model["state"]["cross_k"][0]))
             own = manifest.arrays["vision.cross_kv"].size, kept
