@@ -30,7 +30,8 @@ def start(tiny_options):
 
     def start(count, *flags, **given):
         own = {"tensor_parallel_size": given.pop("tensor", count)}
-        own |= {k: given.pop(k) for k in ("artifacts",) if k in given}
+        named = ("artifacts", "pipeline_parallel_size")
+        own |= {k: given.pop(k) for k in named if k in given}
         options = {**tiny_options, **own}
         started.append(Ranks(count, options, *flags, **given))
         return started[-1]
@@ -54,6 +55,16 @@ def test_processes_give_the_tokens_of_one_and_stop_together(start, expected, cou
     ranks = start(count, tensor=tensor).ready()
     assert ranks.complete(PROMPTS) == expected
     assert [ranks.complete(prompt)[0] for prompt in PROMPTS] == expected
+    ranks.processes[0].send_signal(signal.SIGTERM)
+    assert set(ranks.codes()) == {0}, ranks.said()
+
+
+@pytest.mark.parametrize(("count", "tensor", "flags"), [
+    (3, 1, []), (2, 2, []), (2, 2, ["--sequence-parallel"]),
+])  # fmt: skip
+def test_stages_over_processes_give_the_tokens_of_one(start, expected, count, tensor, flags):
+    ranks = start(count, *flags, tensor=tensor, pipeline_parallel_size=3).ready()
+    assert ranks.complete(PROMPTS) == expected
     ranks.processes[0].send_signal(signal.SIGTERM)
     assert set(ranks.codes()) == {0}, ranks.said()
 
