@@ -20,10 +20,10 @@ PROMPTS = [{"prompt_token_ids": list(range(3, 3 + n))} for n in (1, 7, 40)]
 
 def main(artifacts, cases):
     for case in json.loads(cases):
-        llm = LLM(dtype="float32", max_model_len=96, max_num_seqs=4, max_num_batched_tokens=16,
+        llm = LLM(dtype="float32", max_model_len=96, max_num_seqs=2, max_num_batched_tokens=8,
                   artifacts=artifacts, **case["options"])  # fmt: skip
         policy = llm._engine.scheduler.speculation.policy
-        policy.choose = lambda rows, rooms: 3 if any(rooms) else 0
+        policy.choose = lambda rows, rooms: 2 if any(rooms) else 0
         tokens = [list(out.outputs[0].token_ids) for params in PARAMS
                   for out in llm.generate(PROMPTS, params, use_tqdm=False)]  # fmt: skip
         stats = llm.stats()

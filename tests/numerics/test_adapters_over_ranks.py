@@ -26,7 +26,7 @@ MODELS = {"llama": LLAMA, "odd": ODD, "gemma3": {**GEMMA3, "tie_word_embeddings"
 UNRAGGED = {"program_family": "unragged"}
 CASES = [
     ("odd", 4, 1, {}), ("gemma3", 4, 1, {}), ("llama", 4, 1, {"sequence_parallel": True}),
-    ("llama", 2, 2, {}), ("odd", 2, 2, UNRAGGED), ("odd", 2, 1, UNRAGGED), ("llama", 1, 2, {}),
+    ("llama", 2, 2, {}), ("odd", 2, 2, UNRAGGED), ("llama", 1, 2, {}),
     ("llama", 2, 1, {"quantization": "int8"}),
 ]  # fmt: skip
 
@@ -69,7 +69,7 @@ def answers(folders, tmp_path_factory):
     ]  # fmt: skip
     artifacts = tmp_path_factory.mktemp("artifacts")
     command = [sys.executable, str(SCRIPT), str(artifacts), json.dumps(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
 

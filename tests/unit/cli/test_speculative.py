@@ -63,7 +63,6 @@ def test_what_is_honoured(given, found):
         ({"model": "m", "prompt_lookup_max": 3}, "are of the method ngram"),
         ({"model": 3}, "model must be text, is 3"),
         ({"model": "m", "parallel_drafting": True}, "parallel_drafting=True is not supported"),
-        ({"model": "m", "draft_tensor_parallel_size": 2}, "where the target runs"),
         ({"model": "m", "rejection_sample_method": "synthetic"}, "synthetic"),
         ({"model": "m", "speculative_token_tree": "[(0,), (1,)]"}, "has branches"),
         ({"model": "m", "speculative_token_tree": "x("}, "no list of paths"),

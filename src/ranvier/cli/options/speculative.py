@@ -23,13 +23,13 @@ OWN = (
     "quantization", "revision", "speculative_token_tree",
 )  # fmt: skip
 _EXACT = "every token is the target's own, which is stricter than rejection sampling"
-_ONE = "a draft runs where the target runs"
+_CUT = "a draft is cut over the ranks of its target"
 _CHOSEN = "the policy measures what guessing costs at every batch"
 WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "rejection_sample_method": (("strict", "standard", "probabilistic"), _EXACT),
     "draft_sample_method": (("greedy", "probabilistic"), _EXACT),
-    "draft_tensor_parallel_size": ((1,), _ONE),
-    "tensor_parallel_size": ((1,), _ONE),
+    "draft_tensor_parallel_size": (None, _CUT),
+    "tensor_parallel_size": (None, _CUT),
     "max_model_len": (None, "a draft guesses as far as the target goes"),
     "enforce_eager": (None, "every program is compiled ahead of time"),
     "disable_by_batch_size": (None, _CHOSEN),
