@@ -16,6 +16,7 @@ from tests.parity.vision_cases import GOLDENS
 
 from ranvier import LLM, SamplingParams
 from ranvier.core.errors import RequestError
+from ranvier.media.fetch import Fetcher
 
 SIDE, MARK = 16, "<image>"
 PROCESSOR = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
@@ -39,11 +40,13 @@ def seeing(tmp_path_factory):
     (folder / "tokenizer.json").write_text(tokenizer())
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    options = {"model": str(folder), "dtype": "float32", "max_model_len": 192, "max_num_seqs": 4}
-    llm = LLM(**options, artifacts=str(folder.parent / "artifacts"))
-    llm.options = options
-    yield llm
-    llm.close()
+    options = {
+        "model": str(folder), "dtype": "float32", "max_model_len": 192, "max_num_seqs": 4,
+        "artifacts": str(folder.parent / "artifacts"),
+    }  # fmt: skip
+    with LLM(**options) as llm:
+        llm.options = options
+        yield llm
 
 
 def picture(seed, height=SIDE, width=SIDE):
@@ -120,25 +123,71 @@ def test_a_text_model_takes_no_pictures(llm):
         llm.generate(prompt("a", picture(1)), GREEDY, use_tqdm=False)
 
 
-def test_chat_takes_image_parts(seeing):
-    file = io.BytesIO()
-    picture(1).save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+TEMPLATE = "{% for m in messages %}{% for p in m.content %}" + (
+    f"{{{{ '{MARK} ' if p.type == 'image' else p.text + ' ' }}}}{{% endfor %}}{{% endfor %}}"
+)
+
+
+def chatted(llm, url):
     content = [
         {"type": "text", "text": "w10"},
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": "w11"},
     ]
-    template = "{% for m in messages %}{% for p in m.content %}" + (
-        f"{{{{ '{MARK} ' if p.type == 'image' else p.text + ' ' }}}}{{% endfor %}}{{% endfor %}}"
-    )
     messages = [{"role": "user", "content": content}]
-    (out,) = seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
-    assert [out.outputs[0].token_ids] == tokens(seeing, prompt(f"w10 {MARK} w11", picture(1)))
+    (out,) = llm.chat(messages, GREEDY, use_tqdm=False, chat_template=TEMPLATE)
+    return out.outputs[0].token_ids
+
+
+def test_chat_takes_image_parts(seeing):
+    file = io.BytesIO()
+    picture(1).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert [chatted(seeing, url)] == tokens(seeing, prompt(f"w10 {MARK} w11", picture(1)))
     for other, told in (
         ("http://127.0.0.1/a.png", "not fetched from this host"),
         ("file:///etc/passwd", "file: URLs are not allowed"),
     ):
-        content[1]["image_url"]["url"] = other
         with pytest.raises(RequestError, match=told):
-            seeing.chat(messages, GREEDY, use_tqdm=False, chat_template=template)
+            chatted(seeing, other)
+
+
+def test_chat_fetches_from_hosts_that_are_listed(seeing, monkeypatch):
+    from tests.server.picture_host import Host, plain
+
+    file = io.BytesIO()
+    picture(1).save(file, "PNG")
+    host = Host({"/a.png": (plain(file.getvalue()), True)})
+    domains = (f"127.0.0.1:{host.port}",)
+    try:
+        fetcher = Fetcher(domains, accepts=lambda address: address == "127.0.0.1")
+        monkeypatch.setattr(seeing._pictures, "_fetcher", fetcher)
+        found = chatted(seeing, host.url("/a.png", "127.0.0.1"))
+        assert [found] == tokens(seeing, prompt(f"w10 {MARK} w11", picture(1)))
+        monkeypatch.setattr(seeing._pictures, "_fetcher", Fetcher(domains))
+        with pytest.raises(RequestError, match="not public"):
+            chatted(seeing, host.url("/a.png", "127.0.0.1"))
+        assert len(host.heads) == 1
+    finally:
+        host.close()
+
+
+def test_files_are_read_below_the_allowed_folder_alone(seeing, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in (folder / "a.png", tmp_path / "out.png"):
+        picture(1).save(path)
+    (folder / "link.png").symlink_to(tmp_path / "out.png")
+    monkeypatch.chdir(folder)
+    with LLM(**seeing.options, allowed_local_media_path=str(folder)) as llm:
+        (wanted,) = tokens(llm, prompt(f"w10 {MARK} w11", picture(1)))
+        assert chatted(llm, f"file://{folder}/a.png") == wanted
+        for path in ("a.png", folder / "a.png", "../in/a.png"):
+            assert tokens(llm, prompt(f"w10 {MARK} w11", path)) == [wanted]
+        for name in ("link.png", "../out.png", "none.png"):
+            for refused in (f"file://{folder}/{name}", name, str(folder / name)):
+                with pytest.raises(RequestError, match="not there, or not below the allowed"):
+                    if str(refused).startswith("file:"):
+                        chatted(llm, refused)
+                    else:
+                        tokens(llm, prompt(f"w10 {MARK} w11", refused))

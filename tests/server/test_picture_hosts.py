@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import openai
@@ -21,6 +20,7 @@ from ranvier.server.options import ServerOptions
 from ranvier.server.pictures import PictureDesk
 from tests.conftest import eventually
 from tests.engine.test_pictures_llm import SIDE, picture
+from tests.server.picture_host import Host, plain
 from tests.server.running import Server
 from tests.server.test_pictures import LIST, ask, part, png, shown, tiny_llava, url_of
 from tests.unit.media.test_worker import many_scans
@@ -29,50 +29,9 @@ PREPARED = SIDE * SIDE * 3 * 4
 """Bytes of a picture as the tiny Llava's processor leaves it."""
 
 
-class Host:
-    """Answers with bytes, once a connection: `answers` by path; `heads` are what was asked."""
-
-    def __init__(self):
-        self.answers, self.heads = {}, []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def url(self, path, name="pictures.test"):
-        return f"http://{name}:{self.port}{path}"
-
-    def close(self):
-        self._listener.close()
-
-    def _run(self):
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                self._answer(connection)
-
-    def _answer(self, connection):
-        head = connection.recv(65536)
-        self.heads.append(head)
-        body, is_whole = self.answers[head.split()[1].decode()]
-        with suppress(OSError):  # cut off by whom it is sent to
-            connection.sendall(body)
-            if not is_whole:
-                connection.recv(1)
-
-
-def plain(body, status=b"200 OK", length=None, head=b""):
-    told = len(body) if length is None else length
-    return b"HTTP/1.1 %s\r\ncontent-length: %d\r\n%s\r\n%s" % (status, told, head, body)
-
-
 @pytest.fixture(scope="module")
 def host():
-    host = Host()
-    host.answers = {
+    answers = {
         "/a.png": (plain(png(picture(7))), True),
         "/away": (plain(b"", b"302 Found", head=b"location: /a.png\r\n"), True),
         "/none": (plain(b"", b"404 Not Found"), True),
@@ -81,6 +40,7 @@ def host():
         "/endless": (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(LIMITS.image_bytes_max + 1), False),
         "/page": (plain(b"<html></html>"), True),
     }
+    host = Host(answers)
     yield host
     host.close()
 
