@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import types
 
 import pytest
 from tests.adapters import LLAMA, modules_of, random_tensors, save_adapter
@@ -165,6 +167,7 @@ def test_wrong_adapters_are_refused_and_the_engine_goes_on(llm, folders, wanted,
         ({"max_lora_rank": 12}, "max_lora_rank is 12; supported"),
         ({"max_loras": 4, "max_cpu_loras": 2}, "less than max_loras"),
         ({"lora_eviction": "fifo"}, "supported: lru, lfu"),
+        ({"max_cpu_lora_bytes": 1000}, "max_cpu_lora_bytes is 1000; one adapter of rank 16"),
         ({"lora_target_modules": ["z_proj"]}, "no such linear"),
     ],
 )
@@ -205,6 +208,19 @@ def test_a_pinned_adapter_stays_while_others_come_and_go(llm, folders, wanted):
     llm.pin_adapter("b", is_pinned=False)
     output = llm.generate(PROMPT, PARAMS, lora_request=LoRARequest("c"), use_tqdm=False)
     assert tokens(output) == [wanted["c"]]
+
+
+def test_a_hub_id_is_an_adapter_and_what_is_wrong_with_it_is_the_adapter_s(
+    llm, folders, wanted, monkeypatch
+):
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda name, **given: str(folders[name.removeprefix("org/")])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    asked = LoRARequest("hub", 1, "org/a")
+    assert tokens(llm.generate(PROMPT, PARAMS, lora_request=asked, use_tqdm=False)) == [wanted["a"]]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(AdapterError, match="org/b is a hub id, and the package"):
+        llm.load_adapter("other", "org/b")
 
 
 def test_a_wrong_adapter_of_the_start_is_refused(options, folders):

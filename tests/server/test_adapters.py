@@ -194,6 +194,21 @@ def test_more_loads_than_wait_are_told_to_come_again(server, http):
     assert text(http, "sim")
 
 
+def test_a_hub_id_is_loaded_where_clients_may_load_anything(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    loader = SimulatedLoader({"org/name": "of the hub", str(folder / "alpha"): "of the folder"})
+    for given, status in (({}, 400), ({"allow_runtime_lora_updating": True}, 200)):
+        running = simulated(
+            adapters=Adapters(loader, host_max=4), adapter_slots=2, lora_folder=str(folder), **given
+        )
+        try:
+            with httpx.Client(base_url=running.url, timeout=30) as client:
+                assert load(client, "mine", "org/name").status_code == status
+                assert load(client, "other", "alpha").status_code == 200
+        finally:
+            running.stop()
+
+
 def test_pinned_adapters_keep_their_slots_and_others_are_told(server, http, folder):
     server.loader.digests[str(folder / "third")] = "third"
     assert load(http, "third", "third").status_code == 200
@@ -213,6 +228,7 @@ def test_metrics_name_the_adapters(http):
     shown = http.get("/metrics").text
     assert 'vllm:lora_requests_info{max_lora="2"' in shown
     assert "ranvier:adapter_slot_misses_total" in shown
+    assert "ranvier:adapters{" in shown and "ranvier:adapter_host_bytes{" in shown
 
 
 def test_without_slots_there_are_no_routes():

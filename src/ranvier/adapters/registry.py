@@ -1,9 +1,10 @@
 """Adapters: which LoRA adapters are served, by name, and whose weights are in host memory.
 
 A name stands for a content, known by its digest; several names may share one. A content stays for
-as long as it has a name or an open request, its weights while they are among the `host_max` used
-last: the others are read again from their folder when they are needed. A content with a pinned name
-keeps its slot of the device. Used by the engine's thread alone; files are read by a Loader.
+as long as it has a name or an open request, its weights while they are among those used last, at
+most `host_max` and within `bytes_max`: the others are read again from their folder when they are
+needed. A content with a pinned name keeps its slot of the device. Used by the engine's thread
+alone; files are read by a Loader.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Adapters:
         loader: Loader,
         *,
         host_max: int,
+        bytes_max: int = LIMITS.adapters_bytes,
         names_max: int = LIMITS.adapters_max,
         slots: int = LIMITS.adapter_slots_max,
     ):
@@ -70,6 +72,7 @@ class Adapters:
         """How long loads took, of which the statistics have not been told yet."""
         self._loader = loader
         self._host_max = host_max
+        self._bytes_max = bytes_max
         self._names_max = names_max
         self._digest_of: dict[str, str] = {}
         self._contents: dict[str, _Content] = {}
@@ -278,10 +281,15 @@ class Adapters:
     def _keep(self, weights: AdapterWeights) -> None:
         self._weights[weights.digest] = weights
         self._weights.move_to_end(weights.digest)
-        while len(self._weights) > self._host_max:
+        while len(self._weights) > self._host_max or self._is_heavy:
             # What open requests wait for goes last: its folder may hold something else by now.
             unheld = (digest for digest in self._weights if not self._contents[digest].held)
             del self._weights[next(unheld, next(iter(self._weights)))]
+
+    @property
+    def _is_heavy(self) -> bool:
+        """Whether weights must go, which the last ones never do."""
+        return len(self._weights) > 1 and self.host_bytes > self._bytes_max
 
     def _forget_unused(self, digest: str) -> None:
         content = self._contents[digest]

@@ -9,10 +9,10 @@ from ranvier.adapters.registry import Adapters
 from ranvier.artifact.read import read_manifest
 from ranvier.cli.options.adapters import AdapterOptions, read_modules
 from ranvier.core.adapter import AdapterWeights
-from ranvier.core.errors import RanvierError
+from ranvier.core.errors import AdapterError, CheckpointError, RanvierError
 from ranvier.offline.llm import Offline
 from ranvier.weights.hub import fetch_adapter, is_hub_id
-from ranvier.weights.lora.form import form_of
+from ranvier.weights.lora.form import form_of, stack_bytes
 from ranvier.weights.lora.pack import read_adapter
 
 __all__ = ["load_modules", "open_adapters"]
@@ -27,10 +27,24 @@ def open_adapters(folder: Path, options: AdapterOptions) -> Adapters | None:
     def read(path: str) -> AdapterWeights:
         found = Path(path).expanduser()
         if not found.exists() and is_hub_id(path):
-            found = fetch_adapter(path)
+            found = _fetched(path)
         return read_adapter(found, form)
 
-    return Adapters(ThreadLoader(read), host_max=options.host_adapters, slots=form.slots)
+    largest = stack_bytes(form) // form.slots * form.cores * form.stages
+    return Adapters(
+        ThreadLoader(read),
+        host_max=options.host_adapters,
+        bytes_max=options.host_bytes(largest),
+        slots=form.slots,
+    )
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a hub id. Raises AdapterError: to who asks, it is an adapter that is wrong."""
+    try:
+        return fetch_adapter(name)
+    except CheckpointError as error:
+        raise AdapterError(error.message, hint=error.hint) from None
 
 
 def load_modules(llm: Offline, options: AdapterOptions) -> None:

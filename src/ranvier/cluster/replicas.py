@@ -21,11 +21,11 @@ from ranvier.link.client import SocketClient, Stream
 __all__ = ["ReplicaClient"]
 
 LOG = logging.getLogger("ranvier.cluster")
-LARGEST = ("host_ms_p50",)
+LARGEST = ("host_ms_p50", "adapter_names")
 """Numbers of which the largest is shown; all others are sums."""
 GAUGES = (
     "requests_running", "requests_waiting", "blocks_total", "blocks_free",
-    "adapters_running", "adapters_waiting",
+    "adapters_running", "adapters_waiting", "adapter_names", "adapter_host_bytes",
 )  # fmt: skip
 """Of a replica that is lost these are nothing."""
 

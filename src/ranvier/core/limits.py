@@ -45,6 +45,8 @@ class Limits:
     """Names of LoRA adapters that one engine serves."""
     adapters_shown_max: int = 64
     """Names in the labels of vllm:lora_requests_info."""
+    adapters_bytes: int = 8 * 2**30
+    """Weights of LoRA adapters in host memory, unless max_cpu_lora_bytes says otherwise."""
     adapter_loads_max: int = 64
     """Loads of adapters that wait, before more are answered 429."""
     stream_events_max: int = 4096

@@ -103,3 +103,5 @@ class EngineStats(msgspec.Struct, kw_only=True):
     adapter_hits: int = 0
     adapter_misses: int = 0
     adapter_load_s: list[float] = []
+    adapter_names: int = 0
+    adapter_host_bytes: int = 0

@@ -141,6 +141,9 @@ class Engine:
         counts.host_ms_p50 = median(self._host_ms) if self._host_ms else 0.0
         slots = self.scheduler.slots
         counts.adapter_hits, counts.adapter_misses = slots.hits, slots.misses
+        if self.adapters is not None:
+            counts.adapter_names = self.adapters.name_count
+            counts.adapter_host_bytes = self.adapters.host_bytes
         counts.adapters_running = _adapters(self.scheduler.running)
         counts.adapters_waiting = _adapters(self.scheduler.waiting)
         return counts

@@ -120,10 +120,12 @@ class ServedAdapters:
         if root is not None:
             base = Path(root).resolve()
             full = (base / given).resolve()
-            if _is_inside(full, base):
+            is_elsewhere = self._options.allow_runtime_lora_updating and not full.exists()
+            if _is_inside(full, base) and not is_elsewhere:
                 return str(full)
         if self._options.allow_runtime_lora_updating:
-            return str(given.resolve())
+            # What is no folder here may be a hub id: who reads it says.
+            return str(given.resolve()) if given.exists() else path
         raise RequestError(
             "lora_path is not below the folder that adapters are loaded from.",
             param="lora_path",

@@ -43,6 +43,8 @@ GAUGES: dict[str, tuple[Callable[[EngineStats], float], str]] = {
     "vllm:kv_cache_usage_perc": (lambda s: _usage(s), "Share of KV blocks in use; 1 is full."),
     "ranvier:kv_blocks_total": (lambda s: s.blocks_total, "KV blocks."),
     "ranvier:kv_blocks_used": (lambda s: s.blocks_total - s.blocks_free, "KV blocks in use."),
+    "ranvier:adapters": (lambda s: s.adapter_names, "Adapters that requests can name."),
+    "ranvier:adapter_host_bytes": (lambda s: s.adapter_host_bytes, "Adapters in host memory."),
     "ranvier:host_ms_p50": (lambda s: s.host_ms_p50, "Median host time of a step in ms."),
 }
 COUNTERS: dict[str, tuple[Callable[[EngineStats], float], str]] = {

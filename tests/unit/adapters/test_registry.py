@@ -160,3 +160,32 @@ def test_a_pin_is_of_a_name_and_moves_with_it_to_new_content():
     assert not adapters.pins.digests
     with pytest.raises(ModelNotFound):
         adapters.pin("a")
+
+
+def test_the_bytes_of_host_memory_are_bounded_whatever_is_loaded():
+    each = simulated_weights("x").bytes
+    names = [f"a{i}" for i in range(10_000)]
+    adapters, loader = make({name: name for name in names}, host_max=100, bytes_max=3 * each)
+    refused = 0
+    for ticket, name in enumerate(names):
+        try:
+            adapters.load(ticket, name, name)
+        except RequestError:
+            refused += 1
+        if ticket % 50 == 0:
+            ends(adapters)
+            assert adapters.host_bytes <= 3 * each
+    ends(adapters)
+    assert adapters.name_count == LIMITS.adapters_max and adapters.host_bytes == 3 * each
+    assert loader.reads + refused == 10_000 and refused > 5_000
+    assert len(adapters.load_s) <= LIMITS.adapter_loads_max + 1
+    adapters.want("a0")
+    ends(adapters)
+    assert adapters.is_loaded("a0") and adapters.host_bytes == 3 * each
+
+
+def test_an_adapter_above_the_bound_of_all_is_kept_alone():
+    adapters, _ = make(host_max=4, bytes_max=1)
+    for name in "de":
+        adapters.add(name, name, simulated_weights(name))
+    assert not adapters.is_loaded("d") and adapters.is_loaded("e")

@@ -42,6 +42,9 @@ class AdapterOptions:
     max_cpu_loras: int | None = None
     """Adapters kept in host memory; others are read again from their folder. Default 32, or
     max_loras if that is more."""
+    max_cpu_lora_bytes: int | None = None
+    """Bytes of adapters kept in host memory (sizes such as 4G). Default: what max_cpu_loras of the
+    largest rank take, at most 8 GiB."""
     lora_target_modules: tuple[str, ...] = ()
     """Linears that adapters may change (q_proj, v_proj, ...); default: all of the layers."""
     lora_eviction: str = "lru"
@@ -68,6 +71,20 @@ class AdapterOptions:
     def host_adapters(self) -> int:
         """Adapters in host memory."""
         return self.max_cpu_loras or max(HOST_DEFAULT, self.max_loras)
+
+    def host_bytes(self, adapter_bytes: int) -> int:
+        """Bytes of host memory for adapters of at most `adapter_bytes` each. Raises ConfigError."""
+        bound = self.max_cpu_lora_bytes
+        if bound is None:
+            whole = self.host_adapters * adapter_bytes
+            return max(adapter_bytes, min(whole, LIMITS.adapters_bytes))
+        if bound < adapter_bytes:
+            raise ConfigError(
+                f"max_cpu_lora_bytes is {bound}; one adapter of rank {self.max_lora_rank} takes up "
+                f"to {adapter_bytes} bytes.",
+                hint="Give more, or a smaller max_lora_rank or fewer lora_target_modules.",
+            )
+        return bound
 
 
 def check_adapters(options: AdapterOptions) -> None:
