@@ -88,6 +88,25 @@ def test_serve_measures_a_server_and_draws(tiny_model, tmp_path, capsys):
     assert json.loads(saved.read_text())["total_output_tokens"] == 8
 
 
+@pytest.mark.parametrize("how", ["random", "round-robin"])
+def test_requests_are_for_the_adapters_that_are_named(tiny_model, how):
+    pieces = events('{"choices":[{"text":"a"}]}', USAGE, "[DONE]")
+    asked = []
+    for _ in range(2):
+        with FakeServer(chunked(*pieces), END) as server:
+            words = [
+                "bench", "serve", "--base-url", server.url, "--model", str(tiny_model),
+                "--num-prompts", "9", "--input-len", "4", "--output-len", "1", "--disable-tqdm",
+                "--max-concurrency", "1", "--lora-modules", "a", "b", "c", "--lora-assignment", how,
+            ]  # fmt: skip
+            assert main(words) == 0
+            bodies = [json.loads(r.split(b"\r\n\r\n", 1)[1]) for r in server.requests]
+        asked.append([body["model"] for body in bodies])
+    assert asked[0] == asked[1], "equal for equal seeds"
+    assert set(asked[0]) <= set("abc") and len(asked[0]) == 9
+    assert (asked[0] == ["a", "b", "c"] * 3) == (how == "round-robin")
+
+
 def test_serve_exits_with_one_when_nothing_succeeds(tiny_model):
     with FakeServer(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n") as server:
         words = ["bench", "serve", "--base-url", server.url, "--model", str(tiny_model)]
@@ -119,7 +138,8 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(engine_words, 
     ("words", "said"),
     [
         (["serve", "--probe-request-rate", "1"], "no probe requests"),
-        (["serve", "--lora_modules=x"], "among adapters"),
+        (["serve", "--lora_assignment=x"], "random, round-robin"),
+        (["throughput", "m", "--lora-path", "x"], "bench serve --lora-modules"),
         (["throughput", "m", "--async-engine"], "offline engine"),
         (["serve", "--num-prompt", "3"], "Did you mean --num-prompts?"),
         (["serve", "--backend", "tgi"], "known: vllm, openai, openai-chat"),

@@ -32,6 +32,8 @@ class Sample:
     prompt: str | list[int]
     input_len: int
     output_len: int
+    adapter: str = ""
+    """The name to ask for instead of the model's."""
 
 
 def make_samples(

@@ -30,9 +30,7 @@ REFUSED = {
     "trust_remote_code": "code that comes with a model is never run",
     "use_beam_search": "beam search is not supported",
     "probe_request_rate": "there are no probe requests",
-    "lora_modules": "this benchmark does not choose among adapters yet; name one as the model",
-    "lora_assignment": "this benchmark does not choose among adapters yet; name one as the model",
-    "lora_path": "this benchmark does not choose among adapters yet; name one as the model",
+    "lora_path": "adapters are measured by bench serve --lora-modules",
     "profile": "there is no profiler to start",
     "no_stream": "times of tokens need a stream",
     "self_timed": "timed traces are not supported",
@@ -191,8 +189,14 @@ class TrafficOptions:
     """First rate of a ramp."""
     ramp_up_end_rps: float | None = None
     """Last rate of a ramp."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters of the server, by name: each request is for one of them."""
+    lora_assignment: str = "random"
+    """How requests get theirs: random (drawn by --seed) or round-robin."""
 
     def __post_init__(self) -> None:
+        if self.lora_assignment not in ("random", "round-robin"):
+            raise ConfigError(f"lora_assignment is {self.lora_assignment!r}: random, round-robin")
         for name in ("request_rate", "burstiness"):
             number(name, getattr(self, name))
         ramp = (self.ramp_up_start_rps, self.ramp_up_end_rps)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ranvier.bench.dataset import Sample, make_samples
 from ranvier.bench.load import Plan, run_load, wait_for_server
@@ -82,12 +84,14 @@ async def bench_server(bench: ServeBench, open_codec: Callable[[str], TextCodec]
     tokenizer = bench.target.tokenizer or model
     run = describe(
         bench.target, bench.traffic, bench.output,
-        {"model_id": model, "tokenizer_id": tokenizer, "num_prompts": bench.data.num_prompts},
+        {"model_id": model, "tokenizer_id": tokenizer, "num_prompts": bench.data.num_prompts,
+         **_adapters(bench.traffic)},
         datetime.now(),
     )  # fmt: skip
     samples = make_samples(
         bench.data, bench.lengths, open_codec(tokenizer), is_chat=bench.target.is_chat
     )
+    samples = _assigned(samples, bench.traffic, bench.data.seed)
     served = bench.target.served_model_name or model
     plan = _plan(bench, served, len(samples))
     await _prepare(bench, served, plan, samples)
@@ -128,7 +132,18 @@ async def _prepare(bench: ServeBench, model: str, plan: Plan, samples: list[Samp
 
 
 def _reversed(sample: Sample) -> Sample:
-    return Sample(sample.prompt[::-1], sample.input_len, sample.output_len)
+    return replace(sample, prompt=sample.prompt[::-1])
+
+
+def _assigned(samples: list[Sample], traffic: TrafficOptions, seed: int) -> list[Sample]:
+    """The samples, each with its adapter where there are any."""
+    names = traffic.lora_modules
+    if not names:
+        return samples
+    turns = [index % len(names) for index in range(len(samples))]
+    if traffic.lora_assignment == "random":
+        turns = np.random.default_rng(seed).integers(len(names), size=len(samples)).tolist()
+    return [replace(s, adapter=names[turn]) for s, turn in zip(samples, turns, strict=True)]
 
 
 def _plan(bench: ServeBench, model: str, count: int, *, is_warmup: bool = False) -> Plan:
@@ -148,6 +163,8 @@ def _plan(bench: ServeBench, model: str, count: int, *, is_warmup: bool = False)
         asked: dict[str, Any] = {"prompt": sample.prompt}
         if is_chat:
             asked = {"messages": [{"role": "user", "content": sample.prompt}]}
+        if sample.adapter:
+            asked["model"] = sample.adapter
         return {limit: sample.output_len, **fields, **asked}
 
     return Plan(
@@ -159,6 +176,14 @@ def _plan(bench: ServeBench, model: str, count: int, *, is_warmup: bool = False)
         id_prefix=target.request_id_prefix,
         is_shown=not bench.output.disable_tqdm,
     )
+
+
+def _adapters(traffic: TrafficOptions) -> dict[str, Any]:
+    """What a result says of adapters."""
+    if not traffic.lora_modules:
+        return {}
+    names = list(traffic.lora_modules)
+    return {"lora_modules": names, "lora_assignment": traffic.lora_assignment}
 
 
 def _traffic_lines(traffic: TrafficOptions) -> str:
