@@ -38,7 +38,8 @@ ROWS_MAX, STEP_TOKENS = 32, 256
 LABELS = 4
 DEFINITION = (
     "acceptance by position: the share of places of held-out answers at which the head's first 1, "
-    "2, ... guesses are all the answer's own tokens; length: 1 + their sum, tokens a step"
+    "2, ... guesses are all the answer's own tokens (with --data: what the model itself would say "
+    "there); length: 1 + their sum, tokens a step"
 )
 
 
