@@ -336,24 +336,6 @@ def test_a_sleeping_engine_waits_for_a_load_and_for_nothing_else():
     assert sleeps > 5
 
 
-def test_weights_are_read_before_their_turn_comes():
-    """A slow disk costs those who come first a wait and the others next to none."""
-    turns = []
-    for slowness in (0, 12):
-        engine = make(slots=4, host_max=12)
-        names = [f"many{i}" for i in range(40)]
-        loader = engine.adapters._loader
-        loader.digests, loader._turns_max = {name: f"{name}v1" for name in names}, slowness
-        for name in names:
-            engine.adapters.add(name, name, simulated_weights(f"{name}v1", 3))
-            engine.admit(request(name, [1, 2, 3], name, max_tokens=16))
-        turns.append(0)
-        while engine.has_work:
-            engine.turn()
-            turns[-1] += 1
-    assert turns[1] <= 1.1 * turns[0], turns
-
-
 def test_a_pinned_adapter_is_moved_at_once_and_keeps_its_slot():
     engine = make(slots=2, host_max=6)
     engine.adapters.pin("lora5")

@@ -211,12 +211,17 @@ class Adapters:
     def expect(self, digests: list[str]) -> None:
         """Have contents in host memory before they are needed, the first of them surest of all.
 
-        One place is left to whatever else is read.
+        One place is left to whatever else is read, so that they don't drive each other out.
         """
-        for digest in reversed(digests[: max(self._host_max - 1, 1)]):
+        places = self._host_max
+        if self._weights:
+            latest = next(reversed(self._weights.values()))
+            places = min(places, self._bytes_max // max(latest.bytes, 1))
+        soon = digests[: max(places - 1, 1)]
+        for digest in reversed(soon):
             if digest in self._weights:
                 self._weights.move_to_end(digest)
-        for digest in digests[: max(self._host_max - 1, 1)]:
+        for digest in soon:
             self.want(digest)
 
     def turn(self, lost: dict[str, RanvierError]) -> list[Answer]:

@@ -6,6 +6,7 @@ Every request of a submission is routed on its own; their events meet in one str
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -37,8 +38,8 @@ class ReplicaClient:
         self._clients = list(clients)
         self._router = router
         self._owners: dict[str, int] = {}
-        self._adapters: dict[str, str] = {}
-        """What a successor has to load: name and path."""
+        self._adapters: dict[str, tuple[str, bool]] = {}
+        """What a successor has to load: name, path and whether it is pinned."""
         self._past = EngineStats()
         """Counters of replicas that have successors."""
         self.on_stats: Callable[[EngineStats], None] | None = None
@@ -117,12 +118,15 @@ class ReplicaClient:
     ) -> None:
         """Load it into every replica that lives: into all of them, or into none."""
         living = self._living()
+        if not living:
+            raise InternalError("Every replica is gone.", hint="Try again later.")
         how: dict[str, Any] = {"is_inplace": is_inplace, "is_pinned": is_pinned}
         loads = [client.load_adapter(name, path, **how) for client in living]
         ends = await asyncio.gather(*loads, return_exceptions=True)
         errors = [end for end in ends if isinstance(end, BaseException)]
         if not errors:
-            self._adapters[name] = path
+            was_pinned = self._adapters.get(name, ("", False))[1]
+            self._adapters[name] = (path, was_pinned if is_pinned is None else is_pinned)
             return
         if not is_inplace:  # what an adapter in place was before is not known any more
             done = [c for c, end in zip(living, ends, strict=True) if end is None]
@@ -140,16 +144,17 @@ class ReplicaClient:
 
     async def replace(self, index: int, client: SocketClient) -> None:
         """Give a lost replica a successor, asked once it has the adapters of the others."""
-        loaded: dict[str, str] = {}
-        while missing := {n: p for n, p in self._adapters.items() if loaded.get(n) != p}:
-            for name, path in missing.items():
-                loaded[name] = path
+        loaded: dict[str, tuple[str, bool]] = {}
+        while missing := {n: a for n, a in self._adapters.items() if loaded.get(n) != a}:
+            for name, (path, is_pinned) in missing.items():
+                loaded[name] = path, is_pinned
                 try:
-                    await client.load_adapter(name, path, is_inplace=True)
+                    await client.load_adapter(name, path, is_inplace=True, is_pinned=is_pinned)
                 except RanvierError as error:
                     LOG.error("Replica %d has no adapter %s: %s", index + 1, name, error.message)
         for name in loaded.keys() - self._adapters.keys():
-            await client.unload_adapter(name)
+            with contextlib.suppress(RanvierError):  # it could not be loaded either
+                await client.unload_adapter(name)
         self._past = _added(self._past, self._clients[index].stats(), without=GAUGES)
         client.on_stats = self._heard
         self._clients[index] = client

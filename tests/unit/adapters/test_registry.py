@@ -136,6 +136,17 @@ def test_what_is_expected_is_read_ahead_and_kept():
     assert loader.reads == 1, "one place is left to others: b is not looked at"
 
 
+def test_what_is_expected_keeps_within_the_bytes_too():
+    weights = {name: simulated_weights(name) for name in "abc"}
+    adapters, _ = make({name: name for name in "abc"}, host_max=9, bytes_max=2 * weights["a"].bytes)
+    for name in "abc":
+        adapters.add(name, name, weights[name])
+        adapters.hold(name)
+    assert [adapters.is_loaded(name) for name in "abc"] == [True, True, False]
+    adapters.expect(["a", "c"])
+    assert adapters.loading == 0, "c would drive out what else is there"
+
+
 def test_a_pin_is_of_a_name_and_moves_with_it_to_new_content():
     adapters, _ = make(slots=1)
     for name, digest in (("a", "d"), ("same", "d"), ("b", "e")):

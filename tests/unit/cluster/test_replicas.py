@@ -102,14 +102,14 @@ async def test_a_successor_has_the_adapters_and_goes_on_with_the_numbers():
     await read(client.submit([request(f"r{i}") for i in range(4)]))
     while client.stats().generation_tokens < 20:
         await _next_news(client)
-    client._adapters = {"a": "/nowhere"}  # there when it was loaded: the others have it
+    client._adapters = {"a": ("/nowhere", True)}  # there when it was loaded: the others have it
     threads[0].theirs.shutdown(2)
     await client._clients[0].lost.wait()
     successor = await EngineThread(simulated_engine()).client()
     asked = []
     successor.load_adapter = _recorded(asked)
     await client.replace(0, successor)
-    assert asked == [("a", "/nowhere", True)]
+    assert asked == [("a", "/nowhere", True, True)]
     assert client.degraded() is None and client.stats().generation_tokens == 20
     found = await read(client.submit([request(f"n{i}") for i in range(6)]))
     assert all(len(tokens) == 5 for tokens in found.values())
@@ -120,11 +120,38 @@ async def test_a_successor_has_the_adapters_and_goes_on_with_the_numbers():
 
 
 def _recorded(asked):
-    async def load_adapter(name, path, *, is_inplace=False):
-        asked.append((name, path, is_inplace))
+    async def load_adapter(name, path, *, is_inplace=False, is_pinned=None):
+        asked.append((name, path, is_inplace, is_pinned))
         raise InternalError("gone")
 
     return load_adapter
+
+
+async def test_an_adapter_that_goes_while_a_successor_starts_stops_it_not():
+    threads, client = await start()
+    client._adapters = {"a": ("/nowhere", False)}
+    threads[0].theirs.shutdown(2)
+    await client._clients[0].lost.wait()
+    successor = await EngineThread(simulated_engine()).client()
+
+    async def load_adapter(name, path, **how):
+        client._adapters.clear()
+        raise InternalError("gone")
+
+    successor.load_adapter = load_adapter  # and the engine has none to unload
+    await client.replace(0, successor)
+    assert client.degraded() is None
+    await client.close()
+
+
+async def test_no_replica_is_left_to_load_an_adapter():
+    threads, client = await start()
+    for thread, own in zip(threads, client._clients, strict=True):
+        thread.theirs.shutdown(2)
+        await own.lost.wait()
+    with pytest.raises(InternalError, match="Every replica"):
+        await client.load_adapter("a", "/nowhere")
+    await client.close()
 
 
 async def _next_news(client):
