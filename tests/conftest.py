@@ -1,20 +1,41 @@
-"""Shared fixtures: a tiny model folder with a tokenizer of its own, made of the parity goldens."""
+"""Shared fixtures: a tiny model folder with a tokenizer of its own, made of the parity goldens.
+
+Tests write nothing into the user's cache: a run has one of its own, removed at its end, that sees
+the user's models and heads.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from ranvier.cli.options.settings import cache_folder
+
 GOLDENS = Path(__file__).parent / "parity" / "goldens"
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+def pytest_configure(config):
+    """Before any test module is imported. Workers of one run inherit its cache."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    own, user = Path(tempfile.mkdtemp(prefix="ranvier-tests-")), cache_folder()
+    config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
+    (own / "models").mkdir()
+    for path in (*user.glob("models/*.gguf"), user / "heads"):
+        if path.exists():
+            (own / path.relative_to(user)).symlink_to(path.resolve())
+    os.environ["RANVIER_CACHE_ROOT"] = str(own)
 
 
 def byte_tokenizer(vocab_size):

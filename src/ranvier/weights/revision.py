@@ -2,7 +2,7 @@
 
 An artifact may travel to another machine with its model: times and paths are no part of the
 fingerprint. Hashing a large model takes seconds, so each file's hash is kept in a memo beside its
-size, times and inode.
+size, times and inode. The memo holds the hashes of the files that were asked for last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 __all__ = ["content_revision"]
 
 CHUNK = 2**22
+NOTES_MAX = 1024
+"""Remembered hashes, some 4 KB of disk each; one more removes the one that was unused longest."""
 
 
 def content_revision(files: Iterable[Path], memo: Path | None = None) -> str:
@@ -48,9 +50,12 @@ def _file_hash(path: Path, memo: Path | None) -> str:
 def _remembered(note: Path, identity: list[int]) -> str | None:
     try:
         known = json.loads(note.read_text())
-        return str(known["sha256"]) if known["file"] == identity else None
+        found = str(known["sha256"]) if known["file"] == identity else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    with contextlib.suppress(OSError):  # a cache that is read-only
+        os.utime(note)
+    return found
 
 
 def _remember(note: Path, identity: list[int], found: str) -> None:
@@ -60,3 +65,14 @@ def _remember(note: Path, identity: list[int], found: str) -> None:
         temporary = note.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps({"file": identity, "sha256": found}))
         temporary.replace(note)
+        _forget(note.parent)
+
+
+def _forget(memo: Path) -> None:
+    """Remove the notes beyond the limit, those used last long ago first."""
+    notes = list(memo.iterdir())
+    if len(notes) <= NOTES_MAX:
+        return
+    used = sorted((path.stat().st_mtime_ns, path) for path in notes)
+    for _, path in used[: len(notes) - NOTES_MAX]:
+        path.unlink(missing_ok=True)
