@@ -159,6 +159,15 @@ def dense_tensors():
     return tensors
 
 
+def quantised(make):
+    """The model's tensors with the linears stored as `make` does, and what they mean."""
+    stored, means = dense_tensors(), dense_tensors()
+    for name in [name for name in stored if name.endswith("_proj.weight")]:
+        parts, means[name] = make(stored.pop(name))
+        stored |= {f"{name.removesuffix('.weight')}.{key}": part for key, part in parts.items()}
+    return stored, means
+
+
 def save(folder, tensors, quantization=None):
     folder.mkdir()
     more = {} if quantization is None else {"quantization_config": quantization}
@@ -172,14 +181,8 @@ def save(folder, tensors, quantization=None):
 def pair(request, tmp_path_factory):
     """(the quantised folder, the dense one of its values)."""
     make, config = FOLDERS[request.param]
-    root, stored, means = tmp_path_factory.mktemp("stored"), {}, {}
-    for name, tensor in dense_tensors().items():
-        stored[name] = means[name] = tensor
-        if name.endswith("_proj.weight"):
-            del stored[name]
-            parts, means[name] = make(tensor)
-            module = name.removesuffix(".weight")
-            stored |= {f"{module}.{suffix}": part for suffix, part in parts.items()}
+    stored, means = quantised(make)
+    root = tmp_path_factory.mktemp("stored")
     return save(root / "quantised", stored, config), save(root / "dense", means)
 
 
@@ -198,9 +201,20 @@ def answers(folder, artifacts, dtype):
     return np.array(scores), [out.outputs[0].token_ids for out in outputs]
 
 
+def test_names_that_leave_out_nothing_are_told(tmp_path, capsys):
+    make, config = FOLDERS["fp8 with static scales"]
+    tensors, _ = quantised(make)
+    names = [f"model.visual.{i}" for i in range(5)]
+    folder = save(tmp_path / "m", tensors, {**config, "ignored_layers": ["lm_head", *names]})
+    answers(folder, str(tmp_path / "a"), "bfloat16")
+    assert "not there: ['model.visual.0', 'model.visual.1', 'model.visual.2'] and 2 more" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_stored_folder_says_what_its_numbers_mean(pair, tmp_path):
-    quantised, dense = pair
-    found, tokens = answers(quantised, str(tmp_path / "q"), "bfloat16")
+    folder, dense = pair
+    found, tokens = answers(folder, str(tmp_path / "q"), "bfloat16")
     wanted, plain = answers(dense, str(tmp_path / "d"), "float32")
     moved = np.abs(found - wanted).max()
     assert moved < FARTHEST, moved

@@ -14,6 +14,7 @@ from ranvier.weights.checkpoint import Checkpoint, open_checkpoint
 from ranvier.weights.quantise.loading import QuantisingCheckpoint
 from ranvier.weights.quantise.scheme import SCHEMES, parse_scheme
 from ranvier.weights.quantise.selection import module_of
+from ranvier.weights.stored.table import names_without_module
 
 __all__ = ["DENSE", "neuron_weights", "quantisation_of", "stored_bytes", "with_scheme"]
 
@@ -115,6 +116,10 @@ def with_scheme(options: Options, checkpoint: Checkpoint) -> Checkpoint:
 def quantisation_of(options: Options, checkpoint: Checkpoint, dtype: str) -> str:
     """How the weights of a build are kept: DENSE, or the name of their scheme."""
     found = checkpoint.quantisation
+    idle = names_without_module(checkpoint.config, checkpoint.tensor_names()) if found else []
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        say(f"quantization_config leaves out modules that are not there: {idle[:3]}{more}")
     if found is None or options.quantization == DENSE:
         return DENSE
     if options.quantization is None and dtype == "float32":

@@ -177,7 +177,8 @@ def test_a_folder_with_files_is_not_written_over(tiny_model, tmp_path, capsys):
 
 
 def test_modules_left_out_stay_dense(tiny_model, tmp_path):
-    given = ["--scheme", "int8", "--evaluation", "none", "--ignore", "down_proj", "layers.0"]
+    given = ["--scheme", "int8", "--evaluation", "none", "--ignore", "down_proj"]
+    given += ["--ignore", "layers.0"]  # as `--ignore down_proj layers.0`
     assert quantize(tiny_model, tmp_path / "out", *given) == 0
     made, dense = open_checkpoint(tmp_path / "out"), open_checkpoint(tiny_model)
     for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.mlp.up_proj.weight"):

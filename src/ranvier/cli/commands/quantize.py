@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration-tokens", type=int, default=8192, help="at most so many")
     parser.add_argument("--evaluation-tokens", type=int, default=4096, help="at most so many")
     parser.add_argument(
-        "--ignore", metavar="PATTERN", nargs="+", default=[],
+        "--ignore", metavar="PATTERN", nargs="+", action="extend", default=[],
         help="modules not to convert: (part of) a path, or re: and a regular expression",
     )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON too")

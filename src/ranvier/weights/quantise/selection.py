@@ -9,7 +9,7 @@ from dataclasses import replace
 from ranvier.core.errors import ConfigError
 from ranvier.weights.quantise.scheme import SCHEMES, Scheme
 
-__all__ = ["HEADS", "is_layer_linear", "module_of", "select", "with_one_group"]
+__all__ = ["HEADS", "is_layer_linear", "matches", "module_of", "select", "with_one_group"]
 
 HEADS = ("lm_head.weight", "model.embed_tokens.weight")
 HEAD_SCHEMES = {
@@ -29,7 +29,10 @@ def is_layer_linear(name: str) -> bool:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern names a module: `re:` and a regular expression, or (part of) its path."""
+    """Whether a pattern names a module: `re:` and a regular expression, or (part of) its path.
+
+    Raises re.error.
+    """
     if pattern.startswith("re:"):
         return re.match(pattern[3:], module) is not None
     return f".{pattern}." in f".{module}."

@@ -67,6 +67,7 @@ class Gptq:
     zero_shift: int
     markers: tuple[str, ...] = ("qweight",)
     suffixes: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
+    ignored: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.core.errors import CheckpointError
+from ranvier.weights.quantise.selection import matches
 from ranvier.weights.quantised import QuantTensor
 
 __all__ = [
@@ -43,7 +44,8 @@ class Stored(Protocol):
     """A convention with its config: which modules it holds, and how to read one.
 
     `markers`: endings of tensors that only a quantised module has; `suffixes`: of all the tensors
-    that are part of one and are not named as in a dense model.
+    that are part of one and are not named as in a dense model; `ignored`: names of modules that the
+    config leaves out.
     """
 
     @property
@@ -52,6 +54,8 @@ class Stored(Protocol):
     def markers(self) -> tuple[str, ...]: ...
     @property
     def suffixes(self) -> tuple[str, ...]: ...
+    @property
+    def ignored(self) -> tuple[str, ...]: ...
     def check(self, modules: Sequence[str], dense: Sequence[str]) -> None: ...
     def shape(self, tensors: Tensors, module: str) -> tuple[int, int]: ...
     def read(self, tensors: Tensors, module: str) -> QuantTensor: ...
@@ -111,13 +115,11 @@ def check_names(
 
 
 def is_named(pattern: str, module: str) -> bool:
-    """Whether a name of a config means a module: `re:`, or (part of) the module's path."""
-    if pattern.startswith("re:"):
-        try:
-            return re.match(pattern[3:], module) is not None
-        except re.error as error:
-            raise CheckpointError(f"quantization_config: {pattern!r}: {error}.") from None
-    return f".{pattern}." in f".{module}."
+    """Whether a name of a config means a module, as `matches` says. Raises CheckpointError."""
+    try:
+        return matches(pattern, module)
+    except re.error as error:
+        raise CheckpointError(f"quantization_config: {pattern!r}: {error}.") from None
 
 
 def scales_of(tensors: Tensors, name: str, shapes: Sequence[tuple[int, ...]]) -> Floats:

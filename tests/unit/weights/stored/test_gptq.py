@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ranvier.core.errors import CheckpointError
+from ranvier.weights.stored.table import names_without_module
 from tests.unit.weights.stored.folders import MODULE, stored
 
 OUTPUTS, INPUTS, GROUP = 16, 64, 32
@@ -217,3 +218,15 @@ def test_blocks_that_do_not_divide_are_refused(tmp_path):
     config, tensors, _ = fp8("weight_scale_inv", np.ones((1, 3), np.float32), block)
     with pytest.raises(CheckpointError, match="weight_scale_inv: blocks of 24 do not divide 64"):
         stored(tmp_path, config, tensors).read_quantised(WEIGHT)
+
+
+def test_names_that_leave_out_nothing_are_found():
+    tensors = [WEIGHT, "model.layers.1.mlp.down_proj.weight", "model.norm.weight"]
+    names = ["lm_head", "layers.1", "re:.*norm", "model.visual", "down", "re:.*gate$"]
+    for fields in (
+        {"quant_method": "awq", "group_size": 32, "modules_to_not_convert": names},
+        {"quant_method": "fp8", "ignored_layers": names},
+    ):
+        config = {"quantization_config": {"bits": 4, **fields}}
+        assert names_without_module(config, tensors) == names[3:]
+    assert names_without_module({}, tensors) == []
