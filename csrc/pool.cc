@@ -29,8 +29,8 @@ struct alignas(64) Share {
 
 struct Pool {
   Share shares[kThreads];
-  std::atomic<int64_t> done{0};
-  std::atomic<uint32_t> bell{0};
+  alignas(64) std::atomic<int64_t> done{0};
+  alignas(64) std::atomic<uint32_t> bell{0};
   std::atomic<int> sleepers{0};
   std::atomic<int> wanted{1};
   LoopBody body = nullptr;
@@ -56,15 +56,15 @@ struct Pool {
     }
   }
 
-  // Run indices of the current loop until there are none left: the own share, then the others'.
+  // Run indices of the current loop until there are none left: the own share, then the others'. `done` is told
+  // once a share: its line goes from core to core.
   void help(int id) {
     const int threads = wanted.load(std::memory_order_relaxed);
     for (int turn = 0; turn < threads; ++turn) {
       std::atomic<uint64_t>& word = shares[(id + turn) % threads].word;
-      for (int64_t i; (i = claim(word, turn == 0)) >= 0;) {
-        body(context, i);
-        done.fetch_add(1, std::memory_order_release);
-      }
+      int64_t count = 0;
+      for (int64_t i; (i = claim(word, turn == 0)) >= 0; ++count) body(context, i);
+      if (count > 0) done.fetch_add(count, std::memory_order_release);
     }
   }
 

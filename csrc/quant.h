@@ -14,9 +14,10 @@
 //                              inputs 0 and 1, the high bytes 2 and 3, pairs for products in bf16
 //   header of a block  see Format
 //
-// Activations become whole numbers once a row: 16 bits, or 8 where the format says so. Sums of a group are
-// exact; groups are added in f32 in ascending order: a row's result never depends on its neighbours.
-// Beside e4m3 they become bf16, as beside dense weights.
+// Activations become whole numbers once a row: 16 bits beside codes of 8, unless the scheme asks for 8 (kI8D,
+// kI8G); 8 bits with a scale for each 32 inputs beside smaller codes, which lose more than that does.
+// Sums of a group are exact; groups are added in f32 in ascending order: a row's result never depends on its
+// neighbours. Beside e4m3 activations become bf16, as beside dense weights.
 #ifndef RANVIER_QUANT_H_
 #define RANVIER_QUANT_H_
 
@@ -45,7 +46,7 @@ enum class Format : int32_t {
   kF8 = 11,       // e4m3, one block; f32 scale[16]
   kF8Group = 12,  // e4m3; f32 scale[16]
   kF8Block = 13,  // e4m3; f32 scale of all 16
-  kI8G = 14,    // as kI8; activations of 8 bits with a scale for each kInputGroup inputs
+  kI8G = 14,    // as kI8; activations of 8 bits with a scale for each 64 inputs
 };
 constexpr int32_t kFormats = 15;
 
@@ -65,16 +66,18 @@ constexpr FormatInfo kInfo[kFormats] = {
 // What a format's rows are made of: whole numbers of 16 or of 8 bits, those of 8 with a scale a row or a
 // group, or bf16.
 enum class Inputs { kWide, kNarrow, kGrouped, kHalves };
-constexpr int64_t kInputGroup = 64;
 
 constexpr bool is_fp8(Format f) { return f >= Format::kF8 && f <= Format::kF8Block; }
 
 constexpr Inputs inputs_of(Format f) {
   return is_fp8(f)           ? Inputs::kHalves
          : f == Format::kI8D ? Inputs::kNarrow
-         : f == Format::kI8G ? Inputs::kGrouped
-                             : Inputs::kWide;
+         : f == Format::kI8 || f == Format::kQ8 ? Inputs::kWide
+                                                : Inputs::kGrouped;
 }
+
+// Inputs that share a scale of their own, where inputs are kGrouped; a call takes its formats' least.
+constexpr int64_t input_group(Format f) { return f == Format::kI8G ? 64 : kUnit; }
 
 // The code that stands for 0 is 2 to this power, where it is one for all; else 0.
 constexpr int zero_bits(Format f) {

@@ -20,18 +20,18 @@ RANVIER_INLINE W32 load_line(const uint8_t* p) {
   return line;
 }
 
-// Codes of steps 2q and 2q + 1 of a unit.
+// Codes of steps 2q and 2q + 1 of a unit. kSplit: the latter times 16, which saves a shift.
 struct Codes {
   W64 of[2];
 };
 
-template <int kBits>
+template <int kBits, bool kSplit>
 RANVIER_INLINE Codes codes_of(const uint8_t* unit, int q) {
   if constexpr (kBits == 8)
     return {{load_as<W64>(unit + 128 * q), load_as<W64>(unit + 128 * q + 64)}};
-  constexpr uint16_t kLow = 0x0f0f, kFifth = 0x1010, kHigh = 0x3030;
+  constexpr uint16_t kLow = 0x0f0f, kUpper = 0xf0f0, kFifth = 0x1010, kHigh = 0x3030;
   const W32 line = load_line(unit + 64 * q);
-  W32 even = line & kLow, odd = line >> 4 & kLow;
+  W32 even = line & kLow, odd = kSplit ? line & kUpper : line >> 4 & kLow;
   if constexpr (kBits == 5) {
     const W32 high = load_as<W32>(unit + 256);
     even |= (q < 2 ? high << (4 - 2 * q) : high >> (2 * q - 4)) & kFifth;

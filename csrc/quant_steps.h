@@ -67,8 +67,9 @@ struct Rows {
   int32_t* sums[kSegments];  // [rows][groups]: of a segment's inputs
   int64_t groups[kSegments];  // inputs of a group
   int64_t cell;  // inputs of the smallest group: all are multiples of it
+  int64_t input_group;
   float* scales;  // [2][rows]: of wide, of narrow
-  float* group_scales;  // [rows][groups of kInputGroup]
+  float* group_scales;  // [rows][groups of input_group]
 };
 
 inline int64_t groups_of(int64_t depth, int64_t group) { return (depth + group - 1) / group; }
@@ -161,15 +162,15 @@ inline void code_row(const Quantised& a, const Rows& to, int64_t row, const floa
   sum_groups(a, to, row, cells - groups_of(to.depth, to.cell), kWide ? Inputs::kWide : Inputs::kNarrow);
 }
 
-// One row with a scale for each kInputGroup inputs. `nothing`: 0, or NaN where a value is not finite.
+// One row with a scale for each group of inputs. `nothing`: 0, or NaN where a value is not finite.
 inline void code_groups(const Quantised& a, const Rows& to, int64_t row, const float* values,
                         float nothing, int32_t* cells) {
   const RowBlock block = block_of(row, a.rows);
   const int64_t step = step_bytes(false), stride = block.count * step;
   uint8_t* out = to.grouped + block.first * (to.depth / 4 * step) + (row - block.first) * step;
-  float* scale = to.group_scales + row * groups_of(to.depth, kInputGroup);
-  for (int64_t start = 0; start < to.depth; start += kInputGroup, ++scale) {
-    const int64_t end = std::min(start + kInputGroup, to.depth);
+  float* scale = to.group_scales + row * groups_of(to.depth, to.input_group);
+  for (int64_t start = 0; start < to.depth; start += to.input_group, ++scale) {
+    const int64_t end = std::min(start + to.input_group, to.depth);
     V16 most{};
     for (int64_t i = start; i < end; i += 16) {
       const V16 v = load16(values + i), size = v < 0.0f ? -v : v;
@@ -213,12 +214,14 @@ inline void quantise_row(const Quantised& a, const Rows& to, int64_t row) {
 constexpr int64_t kWholeGroup = 256;
 
 // Inputs of a group whose sum a segment's kernel asks for.
-inline int64_t sum_group(const Segment& segment, int64_t depth) {
+inline int64_t sum_group(const Segment& segment, int64_t depth, int64_t input_group) {
   const FormatInfo& info = kInfo[static_cast<int32_t>(segment.format)];
   if (segment.format == Format::kI8D) return groups_of(depth, kWholeGroup) * kWholeGroup;
-  if (segment.format == Format::kI8G) return kInputGroup;
+  if (segment.format == Format::kI8G) return input_group;
   if (info.is_whole || is_fp8(segment.format)) return kWholeGroup;
-  return segment.format == Format::kK6 ? 16 : info.is_super ? kUnit : segment.group;
+  if (info.is_super) return segment.format == Format::kK6 ? 16 : kUnit;
+  if (inputs_of(segment.format) == Inputs::kWide) return segment.group;
+  return std::gcd(int64_t{segment.group}, input_group);
 }
 
 inline bool uses(const Quantised& a, Inputs kind) {
@@ -235,6 +238,9 @@ inline Rows rows_of(const Quantised& a) {
   Rows r{};
   r.depth = a.depth;
   r.cell = kWholeGroup;
+  r.input_group = input_group(Format::kI8G);
+  for (int64_t s = 0; s < a.segment_count; ++s)
+    r.input_group = std::min(r.input_group, input_group(a.segments[s].format));
   if (uses(a, Inputs::kWide)) r.wide = at;
   if (uses(a, Inputs::kNarrow)) r.narrow = at + 2 * cells;
   if (uses(a, Inputs::kHalves)) r.halves = reinterpret_cast<uint16_t*>(at + 4 * cells);
@@ -242,7 +248,7 @@ inline Rows rows_of(const Quantised& a) {
   at += 8 * cells;
   for (int64_t s = 0; s < a.segment_count; ++s, at += 4 * sums) {
     r.sums[s] = reinterpret_cast<int32_t*>(at);
-    r.groups[s] = sum_group(a.segments[s], a.depth);
+    r.groups[s] = sum_group(a.segments[s], a.depth, r.input_group);
     r.cell = std::gcd(r.cell, r.groups[s]);
   }
   r.group_scales = reinterpret_cast<float*>(at);

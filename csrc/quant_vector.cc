@@ -1,210 +1,30 @@
-// The whole-number linear kernel; compiled once for each ISA, RANVIER_ISA its namespace.
-//
-// A tile of 16 outputs by up to kRows rows lives in registers, as integers within a group and as floats
-// across groups. Codes are unpacked once for all rows of a block of rows.
+// The quantised linear kernel; compiled once for each ISA, RANVIER_ISA its namespace.
 #include <algorithm>
 #include <array>
 #include <utility>
 
 #include "pool.h"
 #include "quant_fp8.h"
+#include "quant_grouped.h"
+#include "quant_wide.h"
 
 namespace ranvier {
 namespace {
 
 constexpr int64_t kCodesAhead = 2048;  // bytes
 
-// More than one sum an output where there are few rows: a product's latency is several products long.
-constexpr int sums_of(int rows, bool is_wide) {
-  const int products = is_wide ? 2 * rows : rows;
-  return products >= 4 ? 1 : 4 / products;
-}
-
-// What a tile's walk needs of the rows of this block of rows.
-struct Part {
-  const Rows* rows;
-  int64_t first;
-  const int32_t* sums;  // of the first row's inputs, by group
-  const float* scales;  // of the rows
-  const uint8_t* next;  // fetched while this tile is multiplied, or null
-};
-
-RANVIER_INLINE void fetch(const uint8_t*& at, int64_t bytes) {
-  if (at == nullptr) return;
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
-  at += bytes;
-}
-
-// A unit's bytes with its share of the header of a block of `span` inputs.
-RANVIER_INLINE int64_t line_bytes(Format f, int64_t span) {
-  return unit_bytes(f) + info_of(f).header * kUnit / span;
-}
-
-template <bool kWide, int R>
-struct Block {
-  static constexpr int kEach = sums_of(R, kWide);
-  Sums<kWide> of[R][kEach];
-
-  // Each row's sums begin with what its group starts from.
-  RANVIER_INLINE void start(const int32_t* at, int64_t stride) {
-    for (int r = 0; r < R; ++r) of[r][0].start(at[r * stride]);
-  }
-
-  I16 total(int r) const {
-    I16 sum = of[r][0].total();
-    for (int i = 1; i < kEach; ++i) sum += of[r][i].total();
-    return sum;
-  }
-};
-
-// Steps [2 from, 2 end) of a unit of codes times the rows' inputs, x being those of the unit's first step.
-template <int kBits, bool kWide, int R>
-RANVIER_INLINE void add_steps(const uint8_t* unit, const uint8_t* x, int from, int end,
-                              Block<kWide, R>& block) {
-  constexpr int64_t kStep = step_bytes(kWide);
-  for (int q = from; q < end; ++q) {
-    const Codes codes = codes_of<kBits>(unit, q);
-    for (int t = 0; t < 2; ++t)
-      for (int r = 0; r < R; ++r)
-        block.of[r][t % Block<kWide, R>::kEach].add(codes.of[t], x + kStep * ((2 * q + t) * R + r));
-  }
-}
-
-template <int R>
-struct Totals {
-  V16 of[R] = {};
-};
-
-// The end of group `index` of all: its integers become floats.
-template <Format F, int R>
-RANVIER_INLINE void add_group(const Part& p, const Block<true, R>& block, Scales s, int64_t index,
-                              int64_t groups, Totals<R>& totals) {
-  for (int r = 0; r < R; ++r) {
-    if constexpr (kHasShift<F>)
-      totals.of[r] += s.shift * to_floats(splat_int(p.sums[r * groups + index]));
-    totals.of[r] += s.scale * to_floats(block.total(r));
-  }
-}
-
-// An empty block, or one that starts with the zero's share of group `index`.
-template <Format F, int R>
-RANVIER_INLINE Block<true, R> begin(const Part& p, int64_t index, int64_t groups) {
-  Block<true, R> block;
-  if constexpr (!kHasShift<F>) block.start(p.sums + index, groups);
-  return block;
-}
-
-// What a walk over a tile carries from block to block.
-template <int R>
-struct Walk {
-  const uint8_t* x;
-  int64_t index, groups;  // the next group of all of them
-  Totals<R> totals;
-};
-
-constexpr int64_t kUnitSteps = kUnit / 4;
-
-// A block of `span` inputs in groups of `group`.
-template <Format F, int R>
-RANVIER_INLINE void walk_block(Part& p, const uint8_t* header, const uint8_t* unit, int64_t span,
-                               int64_t group, Walk<R>& w) {
-  const Scales shared = block_scales<F>(header);
-  const int64_t line = line_bytes(F, span);
-  int64_t own = 0;
-  for (int64_t left = span; left > 0; left -= group, ++own, ++w.index) {
-    auto block = begin<F, R>(p, w.index, w.groups);
-    for (int64_t i = std::min(group, left); i > 0; i -= kUnit, unit += unit_bytes(F)) {
-      fetch(p.next, line);
-      add_steps<info_of(F).bits>(unit, w.x, 0, 4, block);
-      w.x += R * kUnitSteps * step_bytes(true);
-    }
-    add_group<F>(p, block, group_scales<F>(header, own, shared), w.index, w.groups, w.totals);
-  }
-}
-
-// Blocks of six bits: two groups a unit.
-template <int R>
-RANVIER_INLINE void walk_k6(Part& p, const uint8_t* header, const uint8_t* unit, Walk<R>& w) {
-  constexpr Format kF = Format::kK6;
-  const Scales shared = block_scales<kF>(header);
-  for (int64_t g = 0; g < kSuper / 16; g += 2, w.index += 2, unit += unit_bytes(kF)) {
-    fetch(p.next, line_bytes(kF, kSuper));
-    auto low = begin<kF, R>(p, w.index, w.groups), high = begin<kF, R>(p, w.index + 1, w.groups);
-    add_steps<6>(unit, w.x, 0, 2, low);
-    add_group<kF>(p, low, group_scales<kF>(header, g, shared), w.index, w.groups, w.totals);
-    add_steps<6>(unit, w.x, 2, 4, high);
-    add_group<kF>(p, high, group_scales<kF>(header, g + 1, shared), w.index + 1, w.groups, w.totals);
-    w.x += R * kUnitSteps * step_bytes(true);
-  }
-}
-
-// 8-bit activations: one exact sum over all inputs.
-template <int R>
-void multiply_dynamic(Part p, const uint8_t* tile, float* out) {
-  const uint8_t* x = inputs_of<false>(*p.rows, p.first);
-  const uint8_t* unit = tile + info_of(Format::kI8D).header;
-  Block<false, R> block;
-  block.start(p.sums, 1);
-  for (int64_t i = 0; i < p.rows->depth; i += kUnit, unit += unit_bytes(Format::kI8D)) {
-    fetch(p.next, unit_bytes(Format::kI8D));
-    add_steps<8>(unit, x, 0, 4, block);
-    x += R * kUnitSteps * step_bytes(false);
-  }
-  const V16 scale = load_as<V16>(tile);
-  for (int r = 0; r < R; ++r)
-    store16(out + kGroup * r, to_floats(block.total(r)) * scale * p.scales[r]);
-}
-
-// 8-bit activations with a scale for each group of inputs.
-template <int R>
-void multiply_grouped(Part p, const uint8_t* tile, float* out) {
-  constexpr int64_t kUnitBytes = unit_bytes(Format::kI8G);
-  const int64_t depth = p.rows->depth, groups = groups_of(depth, kInputGroup);
-  const uint8_t* x = p.rows->grouped + p.first * (depth / 4 * step_bytes(false));
-  const uint8_t* unit = tile + info_of(Format::kI8G).header;
-  const float* const scales = p.rows->group_scales + p.first * groups;
-  Totals<R> totals;
-  for (int64_t g = 0; g < groups; ++g) {
-    Block<false, R> block;
-    block.start(p.sums + g, groups);
-    const int64_t end = std::min((g + 1) * kInputGroup, depth);
-    for (int64_t i = g * kInputGroup; i < end; i += kUnit, unit += kUnitBytes) {
-      fetch(p.next, kUnitBytes);
-      add_steps<8>(unit, x, 0, 4, block);
-      x += R * kUnitSteps * step_bytes(false);
-    }
-    for (int r = 0; r < R; ++r)
-      totals.of[r] += to_floats(block.total(r)) * scales[r * groups + g];
-  }
-  const V16 scale = load_as<V16>(tile);
-  for (int r = 0; r < R; ++r) store16(out + kGroup * r, totals.of[r] * scale);
-}
-
 template <Format F, int R>
 void multiply(Part p, const uint8_t* tile, const Segment& segment, float* out) {
-  if constexpr (F == Format::kI8D) {
-    return multiply_dynamic<R>(p, tile, out);
-  } else if constexpr (F == Format::kI8G) {
-    return multiply_grouped<R>(p, tile, out);
-  } else if constexpr (is_fp8(F)) {
+  constexpr Inputs kInputs = inputs_of(F);
+  if constexpr (kInputs == Inputs::kNarrow) {
+    multiply_dynamic<R>(p, tile, out);
+  } else if constexpr (kInputs == Inputs::kGrouped) {
+    multiply_grouped<F, R>(p, tile, segment, out);
+  } else if constexpr (kInputs == Inputs::kHalves) {
     const int64_t depth = p.rows->depth;
     multiply_fp8<F, R>(p.rows->halves + p.first * depth, depth, tile, segment, p.next, out);
   } else {
-    constexpr FormatInfo kOf = info_of(F);
-    const int64_t depth = p.rows->depth, span = segment.block(depth);
-    const int64_t group = kOf.is_whole ? kWholeGroup : kOf.is_super ? kUnit : segment.group;
-    const int64_t bytes = span * kLanes * kOf.bits / 8;
-    Walk<R> walk{inputs_of<true>(*p.rows, p.first), 0, groups_of(depth, kOf.bits == 6 ? 16 : group), {}};
-    const uint8_t *header = tile, *codes = tile + segment.codes(depth);
-    for (int64_t start = 0; start < depth; start += span, header += kOf.header, codes += bytes) {
-      if constexpr (F == Format::kK6) {
-        walk_k6<R>(p, header, codes, walk);
-      } else {
-        walk_block<F, R>(p, header, codes, span, group, walk);
-      }
-    }
-    const V16 scale = kOf.is_whole ? load_as<V16>(tile) : splat(1.0f);
-    for (int r = 0; r < R; ++r) store16(out + kGroup * r, walk.totals.of[r] * scale * p.scales[r]);
+    multiply_wide<F, R>(p, tile, segment, out);
   }
 }
 

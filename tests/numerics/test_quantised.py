@@ -90,23 +90,27 @@ FORMATS = {
     "q5_k": (5, 32, "levels"), "q6_k": (6, 16, "levels"), "fp8": (8, 0, (1, "small")),
     "fp8-tensor": (8, 0, (1000, "any")), "fp8-group": (8, 96, (1, "any")),
     "fp8-block": (8, 128, (128, "any")), "int8-grouped": (8, 0, "grouped"),
+    "int4-g96": (4, 96, 8), "q5_1-g192": (5, 192, "offsets"),
 }  # fmt: skip
 
 
 def inputs_of(tensor):
     if tensor.kind == "fp8":
         return "halves"
-    return "groups" if tensor.activation_group else tensor.activation_bits
+    if tensor.bits < 8:
+        return "groups of 32"
+    return "groups of 64" if tensor.activation_group else tensor.activation_bits
 
 
 def rounded(x, bits):
     """Activations as the kernel sees them: whole numbers of `bits` bits a row, of 8 bits a group of
-    64 inputs, or bf16."""
+    inputs, or bf16."""
     if bits == "halves":
         return x.astype(ml_dtypes.bfloat16).astype(np.float64)
-    if bits == "groups":
+    if bits in ("groups of 32", "groups of 64"):
+        size = int(bits[-2:])
         return np.concatenate(
-            [rounded(x[:, i : i + 64], 8) for i in range(0, x.shape[1], 64)], axis=1
+            [rounded(x[:, i : i + size], 8) for i in range(0, x.shape[1], size)], axis=1
         )
     top = np.abs(x).max(axis=1, keepdims=True)
     limit = 127 if bits == 8 else 127 * 256 + 127  # two bytes with sign
@@ -148,11 +152,12 @@ def test_a_row_never_depends_on_its_neighbours(isa, name):
         assert (run(x[-count:], weight, OUTPUTS, layer=0) == whole[-count:]).all()
 
 
-def test_the_last_group_of_inputs_may_be_a_half():
-    tensor = make(FORMATS["int8-grouped"], (OUTPUTS, 96), 1)
+@pytest.mark.parametrize("name", ["int8-grouped", "q4_0", "int4-g96", "q5_1"])
+def test_the_last_group_of_inputs_may_be_a_half(name):
+    tensor = make(FORMATS[name], (OUTPUTS, 96), 1)
     x = np.random.default_rng(9).standard_normal((5, 96)).astype(np.float32)
     out = run(x, stack([[tensor]]), OUTPUTS, layer=0)
-    wanted = rounded(x, "groups") @ tensor.values().astype(np.float64).T
+    wanted = rounded(x, inputs_of(tensor)) @ tensor.values().astype(np.float64).T
     assert np.abs(out - wanted).max() <= 3e-6 * np.abs(wanted).max()
 
 
@@ -175,7 +180,7 @@ def test_steps_around_the_product_are_those_of_the_dense_linear():
         norm=(jnp.asarray(norm), 1e-5),
     )  # fmt: skip
     normed = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * norm
-    seen = rounded(normed.astype(np.float32), 16)
+    seen = rounded(normed.astype(np.float32), "groups of 32")
     a, b = seen @ gate.values().T, seen @ up.values().T
     wanted = a / (1 + np.exp(-a)) * b
     assert np.abs(out - wanted).max() <= 2e-4 * np.abs(wanted).max()
@@ -199,7 +204,7 @@ def test_embedding_rows_are_the_matrix_s_rows(isa, name):
     assert np.abs(out - wanted).max() <= 1e-6 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int8-grouped"])
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic", "int8-grouped", "q4_k"])
 def test_values_that_are_not_finite_are_not_lost(name):
     weight = stack([[make(FORMATS[name], (OUTPUTS, INPUTS), 3)]])
     x = np.ones((2, INPUTS), np.float32)

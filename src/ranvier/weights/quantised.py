@@ -45,7 +45,8 @@ class QuantTensor:
     e4m3 bytes. `scales` f32 [O, I / group], or `levels` in their place. At most one of: `zero`
     (one for all), `zeros` (uint8 [O, I / group]), `offsets` (f32 [O, I / group]). group == I: one
     scale an output. `activation_bits` 8: activations are quantised to 8 bits, with one scale a
-    token, or one for each `activation_group` of its inputs; 16: they are kept to 16.
+    token, or one for each `activation_group` of its inputs; 16: they are kept to what costs less
+    than the codes do (CPU: 16 bits beside codes of 8, beside smaller ones 8 for 32 inputs).
     """
 
     codes: NDArray[Any]
