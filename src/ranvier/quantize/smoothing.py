@@ -8,14 +8,13 @@ multiplied by s. The division goes into the norm before the linear, and for `dow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranvier.models.spec import DecoderSpec
 
-__all__ = ["Inputs", "changed_norms", "inputs_of", "smooth"]
+__all__ = ["changed_norms", "smooth"]
 
 Floats = NDArray[np.float32]
 
@@ -23,48 +22,29 @@ STRENGTH = 0.6
 """Share of a channel's range that moves: 0 none, 1 all."""
 NORMS = {"qkv": "attn_norm", "gate_up": "mlp_norm"}
 FLOOR = np.float32(1e-5)
-LOUD = 4
-"""A token counts as if its energy were at most so many times the median's: the few that take all of
-a model's massive activations (the first of a text, mostly) would drown the rest."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Of the inputs of a linear on the calibration text: E[x x'] [I, I] and peaks |x| [I]."""
-
-    energy: Floats
-    peaks: Floats
-
-    def divided(self, by: Floats) -> Inputs:
-        return Inputs(self.energy / by / by[:, None], self.peaks / by)
-
-
-def inputs_of(x_TI: Floats) -> Inputs:
-    """What calibration keeps of a linear's inputs."""
-    energy = np.mean(np.square(x_TI), 1)
-    share = np.minimum(1, LOUD * np.median(energy) / np.maximum(energy, np.float32(1e-30)))
-    even = x_TI * np.sqrt(share, dtype=np.float32)[:, None]
-    return Inputs(even.T @ even / np.float32(len(even)), np.abs(x_TI).max(0))
 
 
 def smooth(
     names: Mapping[str, tuple[str, ...]],
     dense: dict[str, Floats],
     vectors: dict[str, Floats],
-    inputs: dict[str, Inputs],
-) -> None:
-    """Smooth one layer in place: its matrices, its norms, and what is known of its inputs."""
+    peaks: Mapping[str, Floats],
+) -> dict[str, Floats]:
+    """Smooth one layer's matrices and norms in place; what the inputs of an array are divided by.
+
+    `peaks` |x| [I]: of the inputs of each array on the calibration text.
+    """
+    found = {}
     for array, norm in NORMS.items():
-        by = _factors([dense[name] for name in names[array]], inputs[array].peaks)
+        by = found[array] = _factors([dense[name] for name in names[array]], peaks[array])
         for name in names[array]:
             dense[name] = dense[name] * by
         vectors[norm] = vectors[norm] / by
-        inputs[array] = inputs[array].divided(by)
     (down,), up = names["down"], names["gate_up"][1]
-    by = _factors([dense[down]], inputs["down"].peaks)
+    by = found["down"] = _factors([dense[down]], peaks["down"])
     dense[down] = dense[down] * by
     dense[up] = dense[up] / by[:, None]
-    inputs["down"] = inputs["down"].divided(by)
+    return found
 
 
 def changed_norms(

@@ -13,7 +13,7 @@ from ranvier.cli.main import main
 from ranvier.models.table import resolve
 from ranvier.quantize.make import Making
 from ranvier.weights.checkpoint import open_checkpoint
-from ranvier.weights.quantise.compensation import quantise_aware
+from ranvier.weights.quantise.compensation import Compensation
 from ranvier.weights.quantise.rounding import quantise
 from ranvier.weights.quantise.scheme import SCHEMES, parse_scheme
 from ranvier.weights.quantise.selection import select
@@ -133,7 +133,7 @@ def test_compensation_loses_less_on_what_the_activations_weigh():
     for name in ("int4-g32", "int4-g32-asym", "int8"):
         scheme = parse_scheme(name)
         plain = quantise(matrix, scheme, "m").values()
-        aware = quantise_aware(matrix, scheme, "m", hessian)
+        aware = Compensation("m", hessian).quantise(matrix, scheme, "m")
         aware.check("m")
         lost = [np.square(x @ (m - matrix).T).mean() for m in (plain, aware.values())]
         assert lost[1] < 0.6 * lost[0], name
