@@ -28,8 +28,9 @@ PROMPTS = [[7, 11, 5, 80, 33, 9], list(range(10, 60))]
 FLOATS = {"num_bits": 8, "type": "float"}
 GROUP, BLOCK = 64, 128
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-FARTHEST = 0.03
-"""Of log-probabilities from the oracle's: codes are exact, activations and caches have 16 bits."""
+FARTHEST, FARTHEST_4 = 0.03, 0.1
+"""Of log-probabilities from the oracle's: codes are exact, activations and caches have 16 bits;
+beside codes of 4 bits the kernels take activations of 8 bits in small groups."""
 
 
 def fp8_codes(matrix, scales):
@@ -179,11 +180,12 @@ def save(folder, tensors, quantization=None):
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def pair(request, tmp_path_factory):
-    """(the quantised folder, the dense one of its values)."""
+    """(the quantised folder, the dense one of its values, how far they may be from each other)."""
     make, config = FOLDERS[request.param]
     stored, means = quantised(make)
     root = tmp_path_factory.mktemp("stored")
-    return save(root / "quantised", stored, config), save(root / "dense", means)
+    bound = FARTHEST_4 if "qweight" in " ".join(stored) else FARTHEST
+    return save(root / "quantised", stored, config), save(root / "dense", means), bound
 
 
 def answers(folder, artifacts, dtype):
@@ -213,11 +215,11 @@ def test_names_that_leave_out_nothing_are_told(tmp_path, capsys):
 
 
 def test_a_stored_folder_says_what_its_numbers_mean(pair, tmp_path):
-    folder, dense = pair
+    folder, dense, farthest = pair
     found, tokens = answers(folder, str(tmp_path / "q"), "bfloat16")
     wanted, plain = answers(dense, str(tmp_path / "d"), "float32")
     moved = np.abs(found - wanted).max()
-    assert moved < FARTHEST, moved
+    assert moved < farthest, moved
     assert np.ptp(wanted) > 3
     assert [row[0] for row in tokens] == [row[0] for row in plain]
     assert {len(row) for row in tokens} == {8}
