@@ -10,6 +10,7 @@ import pytest
 from tests.numerics.isa import NEEDS_KERNELS
 
 from ranvier import LLM, SamplingParams
+from ranvier.cli.main import main
 from ranvier.core.errors import ConfigError
 from ranvier.native import library
 
@@ -101,3 +102,17 @@ def test_gguf_runs_at_its_own_width(tmp_path):
     weights = Path(manifest.parent / "weights.bin").stat().st_size
     assert json.loads(manifest.read_text())["key"]["quantization"].startswith("gguf")
     assert weights < 1.05 * 98_362_432  # the file's own size
+
+
+@NEEDS_KERNELS
+def test_a_stack_that_can_not_stay_quantised_is_told(tiny_model, tiny_options, tmp_path, capsys):
+    given = ["--scheme", "int8", "--evaluation", "none", "--ignore", "layers.0.mlp.down_proj"]
+    assert main(["quantize", str(tiny_model), *given, "--output", str(tmp_path / "m")]) == 0
+    capsys.readouterr()
+    options = {**tiny_options, "dtype": "bfloat16", "artifacts": str(tmp_path / "a")}
+    LLM(**{**options, "model": str(tmp_path / "m")}).close()
+    told = [line for line in capsys.readouterr().err.splitlines() if "not quantised" in line]
+    assert [line.split(": ")[1] for line in told] == ["down"]
+    [path] = (tmp_path / "a").glob("*/manifest.json")
+    arrays = json.loads(path.read_text())["arrays"]
+    assert "down" in arrays and {"qkv.blob", "o.blob", "gate_up.blob"} <= set(arrays)

@@ -25,7 +25,7 @@ from ranvier.artifact.manifest import ArtifactKey, ProgramEntry
 from ranvier.artifact.read import describe_miss, find
 from ranvier.artifact.write import ArtifactWriter
 from ranvier.build.drafting import Source, pack_draft
-from ranvier.build.pack import Form, constants, pack_ranks
+from ranvier.build.pack import Form, constants, pack_ranks, widened
 from ranvier.build.programs import Program, Sizes, model_numbers, programs
 from ranvier.build.shard.cut import Shard
 from ranvier.core.errors import ArtifactError, CheckpointError
@@ -133,7 +133,14 @@ def _build(writer: ArtifactWriter, source: Source, sizes: Sizes, notice: Notice)
     packed = pack_all(source, sizes)
     count = len(spec.arrays) + len(constants(Shard(spec, sizes.parallel, 0)))
     bar = tqdm(packed, desc="packing weights", total=count, disable=None)
-    table = programs(spec, sizes, writer.add_weights(bar))
+    arrays = writer.add_weights(bar)
+    if sizes.kernels == "cpu" and sizes.quantization != "none":
+        for name in widened(checkpoint, spec, arrays):
+            notice(
+                f"{name}: packed in {sizes.dtype}, not quantised: a layer or part of it is dense, "
+                "or of a form that no kernel reads"
+            )
+    table = programs(spec, sizes, arrays)
     missing = [p for p in table if not writer.reuse_program(ProgramEntry.of(p.shape))]
     mesh = make_mesh(find_target(writer.key.target), writer.key.ranks)
     with ThreadPoolExecutor(WORKERS) as pool:

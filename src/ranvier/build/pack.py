@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,15 @@ from ranvier.nn.kernels.linear.pack import DTYPES, pack_layer, packed_shape
 from ranvier.weights.checkpoint import Checkpoint
 from ranvier.weights.renamed import Renamed
 
-__all__ = ["Form", "check_tensors", "constants", "pack_ranks", "pack_weights", "weight_shapes"]
+__all__ = [
+    "Form",
+    "check_tensors",
+    "constants",
+    "pack_ranks",
+    "pack_weights",
+    "weight_shapes",
+    "widened",
+]
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,22 @@ def check_tensors(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
     if faults:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:5])}{more}.")
+
+
+def widened(checkpoint: Checkpoint, spec: DecoderSpec, packed: Collection[str]) -> list[str]:
+    """Stacks with quantised matrices that are packed as dense values all the same.
+
+    One of their matrices is dense, or of a form that no kernel reads. `packed`: the arrays' names.
+    """
+    if spec.prefixes:
+        checkpoint = Renamed(checkpoint, spec.prefixes)
+
+    def is_quantised(array: ArraySpec) -> bool:
+        names = (name for sources in array.sources for name in sources)
+        return any(checkpoint.read_quantised(name) is not None for name in names)
+
+    dense = [a for a in spec.arrays if a.kind != "plain" and f"{a.name}.blob" not in packed]
+    return [array.name for array in dense if is_quantised(array)]
 
 
 class _Reader(Protocol):
