@@ -16,13 +16,14 @@ from ranvier.core.errors import ConfigError
 from ranvier.core.program import program_shapes
 from ranvier.targets.axes import ALONE, Axes
 from ranvier.targets.collectives import Collective, step_collectives
-from ranvier.targets.cpu import Machine, fit_machine
+from ranvier.targets.cpu import Machine, fit_machine, host_adapters
 from ranvier.targets.neuron.compile_cost import CompileCost, compile_cost
 from ranvier.targets.neuron.instances import INSTANCES, Instance
 from ranvier.targets.neuron.memory import (
     SEQUENCES,
     Degree,
     MemoryReport,
+    MemoryRow,
     degrees,
     fit,
     gqa_rule,
@@ -112,6 +113,8 @@ class Plan:
     traded: tuple[Traded, ...] = ()
     """Of one rank."""
     price: float | None = None
+    host_adapters: MemoryRow | None = None
+    """In the host's memory, beside an instance's devices."""
 
 
 def plan_instance(wish: Wish, instance: Instance, automatic: Automatic | None = None) -> Plan:
@@ -144,6 +147,7 @@ def plan_instance(wish: Wish, instance: Instance, automatic: Automatic | None = 
         prefill=_prefill_floors(model, sizes, core),
         traded=_traded(wish, automatic.buckets, chosen),
         price=wish.price.get(instance.name),
+        host_adapters=host_adapters(model, sizes),
     )
 
 

@@ -21,7 +21,7 @@ from ranvier.models.table import resolve
 from ranvier.text.codec import TextCodec
 from ranvier.train.examples import Example, append_examples, count_examples, read_data
 from ranvier.train.examples import read_examples as read_own
-from ranvier.train.generate import generate_examples
+from ranvier.train.generate import Chat, generate_examples
 from ranvier.train.start import HeadSize, head_spec, start_params
 from ranvier.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -36,6 +36,8 @@ PROMPT_USUAL, PROMPT_TOKENS = 32, 320
 """Of a prompt of ours: what a row keeps for it, and what the engine has room for."""
 ROWS_MAX, STEP_TOKENS = 32, 256
 LABELS = 4
+MARK = "the-user-s-words"
+"""Found in a rendered template, to know where a user's turn begins."""
 DEFINITION = (
     "acceptance by position: the share of places of held-out answers at which the head's first 1, "
     "2, ... guesses are all the answer's own tokens (with --data: what the model itself would say "
@@ -150,10 +152,14 @@ def _generate(given: argparse.Namespace, codec: TextCodec, model_len_max: int, p
                 codec.render_chat([{"role": "user", "content": text}]), add_special_tokens=False
             )
 
+        opening = (
+            codec.render_chat([{"role": "user", "content": MARK}]) if codec.chat_template else ""
+        )
+        start = codec.encode(opening[: opening.rfind(MARK)], add_special_tokens=False)
         generate_examples(
             llm, path, given.self_generate,
             tokens_max=max(given.tokens - PROMPT_USUAL, 1), seed=given.seed,
-            chat_ids=chat_ids if codec.chat_template else None, progress=bar.update,
+            chat=Chat(chat_ids, start) if codec.chat_template else None, progress=bar.update,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ranvier.targets.axes import ALONE, Axes
@@ -11,12 +12,14 @@ from ranvier.targets.neuron.memory import (
     MemoryRow,
     gqa_rule,
     kv_bytes,
+    lora_row,
+    slot_bytes,
     weight_rows,
 )
 from ranvier.targets.numbers import MemorySizes, ModelNumbers, dtype_bytes
 from ranvier.targets.system import System
 
-__all__ = ["Machine", "fit_machine", "machine"]
+__all__ = ["Machine", "fit_machine", "host_adapters", "machine"]
 
 FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16",
@@ -88,6 +91,14 @@ def fit_machine(
         MemoryRow(row.kind, row.bytes * ranks, f"{row.formula}{_times(ranks, 'ranks')}")
         for row in weight_rows(model, sizes, t, stages)
     ]
+    if sizes.lora_slots:
+        slots = lora_row(model, sizes, t, stages)
+        text_slots = f"{slots.formula}{_times(ranks, 'ranks')}"
+        table.append(MemoryRow(slots.kind, slots.bytes * ranks, text_slots))
+    host = host_adapters(model, sizes)
+    if host is not None:
+        text_host = f"{host.formula}{_times(replicas, 'replicas')}"
+        table.append(MemoryRow(host.kind, host.bytes * replicas, text_host))
     table += [
         MemoryRow("kv cache", kv_bytes(model, sizes, t, stages) * ranks, text),
         MemoryRow(
@@ -112,6 +123,19 @@ def fit_machine(
         instance="cpu", tensor_parallel=t, limit_bytes=available_bytes, rows=tuple(table),
         problems=tuple(problems),
     )  # fmt: skip
+
+
+def host_adapters(model: ModelNumbers, sizes: MemorySizes) -> MemoryRow | None:
+    """What the adapters of one engine take in host memory at most; None: it keeps none."""
+    if not sizes.lora_host:
+        return None
+    wide = "float32" if sizes.dtype == "float32" else "bfloat16"
+    each = slot_bytes(model, sizes.lora_rank, wide, 1)
+    text = f"{sizes.lora_host} adapters x {each / 2**20:.1f} MiB (rank {sizes.lora_rank})"
+    most, bound = math.ceil(sizes.lora_host * each), sizes.lora_host_bytes
+    if bound is not None and bound < most:
+        most, text = bound, f"{text}, at most {bound / 2**30:g} GiB"
+    return MemoryRow("adapters on the host", most, text)
 
 
 def _times(count: int, name: str) -> str:

@@ -83,6 +83,10 @@ class MemorySizes:
     program_count: int = 1
     lora_slots: int = 0
     lora_rank: int = 16
+    lora_host: int = 0
+    """Adapters that host memory keeps."""
+    lora_host_bytes: int | None = None
+    """A bound on their bytes."""
     draft: ModelNumbers | None = None
 
     def __post_init__(self) -> None:

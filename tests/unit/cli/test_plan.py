@@ -101,6 +101,31 @@ def test_draft_and_adapters_are_in_the_table(capsys):
     assert {"lora slots", "draft weights", "draft kv cache"} <= kinds
 
 
+def test_adapters_in_host_memory_are_counted(capsys):
+    where, lora = ["--instance", "trn2.48xlarge", "-tp", "8"], ["--max-loras", "8"]
+    _, plain = planned(capsys, LLAMA_8B, *where)
+    assert plain["host_adapters"] is None
+    _, plan = planned(capsys, LLAMA_8B, *where, *lora)
+    mlp, q, kv = 14336, 4096, 1024
+    each = 32 * 16 * (7 * 4096 + 2 * q + 2 * kv + 3 * mlp) * 2
+    assert plan["host_adapters"]["bytes"] == 32 * each
+    _, plan = planned(capsys, LLAMA_8B, *where, *lora, "--max-cpu-loras", "300")
+    assert plan["host_adapters"]["bytes"] == 8 * 2**30
+    _, plan = planned(capsys, LLAMA_8B, *where, *lora, "--max-cpu-lora-bytes", "1G")
+    assert plan["host_adapters"]["bytes"] == 2**30
+    assert main(["plan", LLAMA_8B, *where, *lora, "--max-cpu-loras", "4"]) != 0
+    assert "less than max_loras=8" in capsys.readouterr().err
+
+
+def test_slots_and_host_adapters_are_memory_of_this_machine(capsys):
+    model = str(CONFIGS.parents[1] / "parity/goldens/llama")
+    _, plain = planned(capsys, model, "--instance", "cpu")
+    _, plan = planned(capsys, model, "--instance", "cpu", "--max-loras", "4", "-dp", "2")
+    rows = {row["kind"]: row["bytes"] for row in plan["memory"]["rows"]}
+    assert rows["adapters on the host"] == 32 / 4 * rows["lora slots"] > 0
+    assert "lora slots" not in {row["kind"] for row in plain["memory"]["rows"]}
+
+
 def test_blocks_are_those_that_serving_makes(capsys):
     _, plan = planned(capsys, LLAMA_8B, "--instance", "trn2.48xlarge", "-tp", "8")
     rows = {row["kind"]: row["formula"] for row in plan["memory"]["rows"]}

@@ -15,7 +15,7 @@ from ranvier.train.examples import (
     read_data,
     read_examples,
 )
-from ranvier.train.generate import generate_examples
+from ranvier.train.generate import Chat, fresh, generate_examples
 from ranvier.train.prompts import seed_prompts
 from ranvier.train.rows import frequent_ids
 
@@ -53,13 +53,18 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     assert [list(e.ids) for e in read_examples(path, 2)] == [[1, 2], [4, 5], [8, 9]]
 
 
+OPENING = [7, 7, 7]
+
+
 class Echo:
-    """An engine that answers with the prompt's length."""
+    """Answers with the prompt's length; behind the opening it writes a user's turn."""
 
     def __init__(self):
         self.prompts = []
 
     def generate(self, prompts, params, *, use_tqdm):
+        if prompts[0] == {"prompt_token_ids": OPENING}:
+            return [Turn(one.seed) for one in params]
         self.prompts += prompts
         return [Answer(p, one.temperature) for p, one in zip(prompts, params, strict=True)]
 
@@ -72,21 +77,59 @@ class Answer:
         self.token_ids = [len(self.prompt_token_ids), int(temperature * 10)]
 
 
+class Turn:
+    """A turn by seed: some say too little, some are cut off, some repeat."""
+
+    def __init__(self, seed):
+        self.outputs = [self]
+        self.text = "hello" if seed % 5 == 0 else f" what is the number {seed % 400} like? "
+        self.finish_reason = "length" if seed % 7 == 0 else "stop"
+
+
 def test_generation_goes_on_where_it_ended(tmp_path):
     def run(path, llm, count):
         seen = []
-        generate_examples(
-            llm, path, count, tokens_max=8, seed=3, chat_ids=encode, progress=seen.append
-        )
+        path.parent.mkdir(exist_ok=True)
+        chat = Chat(encode, OPENING)
+        generate_examples(llm, path, count, tokens_max=8, seed=3, chat=chat, progress=seen.append)
         return sum(seen)
 
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole, cut = tmp_path / "whole" / "examples", tmp_path / "cut" / "examples"
     assert run(whole, Echo(), 300) == 300
     run(cut, Echo(), 128)
     late = Echo()
     assert run(cut, late, 300) == 300
     assert len(late.prompts) == 172
     assert cut.read_text() == whole.read_text()
+
+
+def test_three_of_four_prompts_are_turns_of_the_model_s_own(tmp_path):
+    llm = Echo()
+    chat = Chat(encode, OPENING)
+    generate_examples(
+        llm, tmp_path / "examples", 80, tokens_max=8, seed=3, chat=chat, progress=lambda _: None
+    )
+    texts = [
+        "".join(map(chr, p["prompt_token_ids"])) if isinstance(p, dict) else p for p in llm.prompts
+    ]
+    own = [text for text in texts if text.startswith("what is the number")]
+    assert [i for i, text in enumerate(texts) if text in own] == [i for i in range(80) if i % 4]
+    assert len(set(own)) == len(own) and not any("hello" in text for text in texts)
+
+
+def test_a_model_without_a_template_gets_prompts_of_ours_alone(tmp_path):
+    llm = Echo()
+    generate_examples(
+        llm, tmp_path / "examples", 20, tokens_max=8, seed=3, chat=None, progress=lambda _: None
+    )
+    assert all(isinstance(p, str) for p in llm.prompts) and not list(tmp_path.glob("turns*"))
+
+
+def test_an_answer_ends_where_it_loops():
+    run = list(range(16))
+    assert fresh([*run, 99, *run, 5, 6]) == 33
+    assert fresh([1] * 40) == 17
+    assert fresh(range(100)) == 100
 
 
 def test_users_data_in_three_forms(tmp_path):

@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("num-gpu-blocks-override", None, "KV blocks; default: half the full length a sequence"),
         ("max-loras", 0, "adapter slots"),
         ("max-lora-rank", 16, "largest adapter rank"),
+        ("max-cpu-loras", None, "adapters in host memory; default 32, or the slots if more"),
+        ("max-cpu-lora-bytes", None, "bytes of them at most; default 8 GiB"),
         ("programs-max", 32, "programs of one artifact, at most"),
         ("num-speculative-tokens", 0, "lookahead of speculation"),
     ):
@@ -122,6 +124,7 @@ def _wish(given: argparse.Namespace) -> Wish:
         kv_dtype=wide if given.kv_cache_dtype == "auto" else given.kv_cache_dtype,
         lora_slots=given.max_loras,
         lora_rank=given.max_lora_rank,
+        **_host_adapters(given),
         draft=_numbers(given.draft) if given.draft else None,
     )
     return Wish(
@@ -140,6 +143,22 @@ def _wish(given: argparse.Namespace) -> Wish:
         logical_core_config=given.logical_nc_config,
         price=_prices(given.prices),
     )
+
+
+def _host_adapters(given: argparse.Namespace) -> dict[str, int]:
+    """What serving keeps in host memory by these options. Raises ConfigError."""
+    from ranvier.cli.options.adapters import AdapterOptions, check_adapters
+    from ranvier.core.limits import LIMITS
+
+    if not given.max_loras:
+        return {}
+    options = AdapterOptions(
+        enable_lora=True, max_loras=given.max_loras, max_lora_rank=given.max_lora_rank,
+        max_cpu_loras=given.max_cpu_loras,
+    )  # fmt: skip
+    check_adapters(options)
+    bound = given.max_cpu_lora_bytes or LIMITS.adapters_bytes
+    return {"lora_host": options.host_adapters, "lora_host_bytes": bound}
 
 
 def _numbers(name: str) -> Any:

@@ -75,6 +75,8 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
                 for row in plan.memory.rows
             ],
         },
+        "host_adapters": plan.host_adapters
+        and {"bytes": plan.host_adapters.bytes, "formula": plan.host_adapters.formula},
         "tensor_parallel": [
             {
                 "size": entry.degree.size,
@@ -171,6 +173,9 @@ def _single(plan: Plan) -> str:
     rows.append(["total", f"{memory.total_bytes / GIB:.3f}", f"of {memory.limit_bytes / GIB:.2f}"])
     verdict = "fits" if memory.fits else "does not fit: " + "; ".join(memory.problems)
     parts = [f"{_place(plan)}: {verdict}", _table(rows, left=(0, 2))]
+    if plan.host_adapters is not None:
+        host = plan.host_adapters
+        parts.append(f"{host.kind}, of each engine: {host.bytes / GIB:.3f} GiB, {host.formula}")
     if plan.degrees:
         parts.append(_degrees(plan))
     lengths = ", ".join(f"{length} x {seqs}" for seqs, length in plan.largest.items())

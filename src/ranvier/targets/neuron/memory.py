@@ -29,6 +29,7 @@ __all__ = [
     "gqa_rule",
     "kv_bytes",
     "largest_lengths",
+    "lora_row",
     "slot_bytes",
     "weight_rows",
 ]
@@ -175,7 +176,7 @@ def fit(
         _kv("kv cache", model, sizes, tensor_parallel, axes.stages),
     ]
     if sizes.lora_slots:
-        rows.append(_lora(model, sizes, tensor_parallel, axes.stages))
+        rows.append(lora_row(model, sizes, tensor_parallel, axes.stages))
     if sizes.draft is not None:
         drafted = weight_rows(sizes.draft, sizes, tensor_parallel)
         weights = sum(row.bytes for row in drafted)
@@ -348,7 +349,8 @@ def _kv(kind: str, model: ModelNumbers, sizes: MemorySizes, t: int, stages: int 
     return MemoryRow(kind, kv_bytes(model, sizes, t, stages), text)
 
 
-def _lora(model: ModelNumbers, sizes: MemorySizes, t: int, stages: int) -> MemoryRow:
+def lora_row(model: ModelNumbers, sizes: MemorySizes, t: int, stages: int) -> MemoryRow:
+    """The slots of one core."""
     wide = "float32" if sizes.dtype == "float32" else "bfloat16"
     each = slot_bytes(model, sizes.lora_rank, wide, t) / stages
     text = (
