@@ -8,8 +8,10 @@ import pytest
 
 from ranvier.bench.dataset import Sample
 from ranvier.bench.load import Record
+from ranvier.bench.offline import draw_adapters
 from ranvier.bench.plot import draw
 from ranvier.cli.main import main
+from tests.adapters import LLAMA, modules_of, random_tensors, save_adapter
 from tests.unit.client.fake import FakeServer, chunked, events
 
 END = b"0\r\n\r\n"
@@ -47,6 +49,34 @@ def test_throughput_counts_every_token(engine_words, tmp_path, capsys):
     rate = result["total_num_tokens"] / result["elapsed_time"]
     assert result["tokens_per_second"] == pytest.approx(rate)
     assert "Total num output tokens:  24" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_throughput_with_adapters_gives_each_request_one(engine_words, tmp_path, count):
+    shapes = {"rank": 4, "seed": 1}
+    folders = [
+        str(save_adapter(tmp_path / f"a{i}", random_tensors(modules_of(LLAMA), **shapes), r=4))
+        for i in range(count)
+    ]
+    path = tmp_path / "throughput.json"
+    sizes = ["--random-input-len", "9", "--random-output-len", "4", "--num-prompts", "12"]
+    lora = ["--enable-lora", "--max-loras", "3", "--lora-path", *folders]
+    words = ["bench", "throughput", *engine_words, *sizes, *lora, "--num-warmups", "2"]
+    assert main([*words, "--output-json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert (result["num_requests"], result["total_num_tokens"]) == (12, 12 * 13)
+
+
+def test_adapters_of_a_bench_are_drawn_by_the_seed():
+    one = draw_adapters(["x"], 40, slots=3, seed=5)
+    assert {r.lora_path for r in one} == {"x"} and len({r.lora_name for r in one}) == 3
+    assert (
+        one
+        == draw_adapters(["x"], 40, slots=3, seed=5)
+        != draw_adapters(["x"], 40, slots=3, seed=6)
+    )
+    assert {r.lora_path for r in draw_adapters(["x", "y"], 40, slots=3, seed=5)} == {"x", "y"}
+    assert draw_adapters([], 40, slots=3, seed=5) is None
 
 
 def test_throughput_reports_what_guessing_yielded(engine_words, tmp_path, capsys):
@@ -139,7 +169,7 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(engine_words, 
     [
         (["serve", "--probe-request-rate", "1"], "no probe requests"),
         (["serve", "--lora_assignment=x"], "random, round-robin"),
-        (["throughput", "m", "--lora-path", "x"], "bench serve --lora-modules"),
+        (["throughput", "m", "--lora-path", "x"], "Add --enable-lora"),
         (["throughput", "m", "--async-engine"], "offline engine"),
         (["serve", "--num-prompt", "3"], "Did you mean --num-prompts?"),
         (["serve", "--backend", "tgi"], "known: vllm, openai, openai-chat"),

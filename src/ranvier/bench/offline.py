@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from ranvier.bench.speculation import (
 )
 from ranvier.core.errors import ConfigError
 from ranvier.core.sampling import SamplingParams
+from ranvier.offline.adapters import LoRARequest
 from ranvier.offline.llm import Offline
 from ranvier.text.codec import TextCodec
 
-__all__ = ["measure_latency", "measure_throughput"]
+__all__ = ["draw_adapters", "measure_latency", "measure_throughput"]
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -65,15 +67,21 @@ def measure_latency(llm: Offline, codec: TextCodec, options: LatencyOptions) -> 
 
 
 def measure_throughput(
-    llm: Offline, samples: list[Sample], options: ThroughputOptions, model: str
+    llm: Offline,
+    samples: list[Sample],
+    options: ThroughputOptions,
+    model: str,
+    adapters: list[LoRARequest] | None = None,
 ) -> dict[str, Any]:
-    """Run all samples at once after the warm-ups (of equal lengths, other prompts)."""
-    warm, measured = samples[: options.num_warmups], samples[options.num_warmups :]
+    """Run all samples at once after the warm-ups (of equal lengths, other prompts); `adapters`: one
+    for each sample."""
+    count = options.num_warmups
+    warm, measured = samples[:count], samples[count:]
     if warm:
         print(f"Warming up with {len(warm)} requests...")
-        _generate(llm, warm, options)
+        _generate(llm, warm, options, adapters and adapters[:count])
     before = counts_of_stats(llm.stats())
-    elapsed_s, outputs = _generate(llm, measured, options)
+    elapsed_s, outputs = _generate(llm, measured, options, adapters and adapters[count:])
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     generated = sum(len(part.token_ids) for output in outputs for part in output.outputs)
     total = prompt + generated
@@ -96,6 +104,17 @@ def measure_throughput(
     return result
 
 
+def draw_adapters(
+    folders: Sequence[str], count: int, *, slots: int, seed: int
+) -> list[LoRARequest] | None:
+    """An adapter for each of `count` requests: of the folders, or `slots` names of a single one."""
+    if not folders:
+        return None
+    paths = list(folders) if len(folders) > 1 else list(folders) * slots
+    kinds = [LoRARequest(f"bench-{i}", i, path) for i, path in enumerate(paths, 1)]
+    return [kinds[i] for i in np.random.default_rng(seed).integers(0, len(kinds), count)]
+
+
 def _speculation(llm: Offline, before: DraftCounts, *, is_told: bool) -> dict[str, Any]:
     """What guessing yielded since `before`, told where asked."""
     counts = counts_of_stats(llm.stats()).since(before)
@@ -105,7 +124,10 @@ def _speculation(llm: Offline, before: DraftCounts, *, is_told: bool) -> dict[st
 
 
 def _generate(
-    llm: Offline, samples: list[Sample], options: ThroughputOptions
+    llm: Offline,
+    samples: list[Sample],
+    options: ThroughputOptions,
+    adapters: list[LoRARequest] | None,
 ) -> tuple[float, list[Any]]:
     params = [
         SamplingParams(
@@ -119,7 +141,7 @@ def _generate(
     ]
     prompts = [s.prompt if isinstance(s.prompt, str) else list(s.prompt) for s in samples]
     start = time.perf_counter()
-    outputs = llm.generate(prompts, params)
+    outputs = llm.generate(prompts, params, lora_request=adapters)
     return time.perf_counter() - start, outputs
 
 

@@ -30,7 +30,6 @@ REFUSED = {
     "trust_remote_code": "code that comes with a model is never run",
     "use_beam_search": "beam search is not supported",
     "probe_request_rate": "there are no probe requests",
-    "lora_path": "adapters are measured by bench serve --lora-modules",
     "profile": "there is no profiler to start",
     "no_stream": "times of tokens need a stream",
     "self_timed": "timed traces are not supported",
@@ -286,6 +285,9 @@ class ThroughputOptions:
     """Tell what guessing yielded (speculative decoding), and how it is counted."""
     disable_detokenize: bool = False
     """Leave out turning ids into text."""
+    lora_path: tuple[str, ...] = ()
+    """Folders of adapters: each request takes one at random. A single folder is taken under
+    max_loras names (needs --enable-lora)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,17 +88,22 @@ def _throughput(parser: Parser, words: list[str]) -> None:
     data = DataOptions(**given_for(given, DataOptions))
     lengths, options = RandomOptions(**given_for(given, RandomOptions)), engine_options(given)
     from ranvier.bench.dataset import make_samples
-    from ranvier.bench.offline import measure_throughput
+    from ranvier.bench.offline import draw_adapters, measure_throughput
     from ranvier.cli.adapters import load_modules
     from ranvier.cli.wire import open_engine
     from ranvier.offline.llm import Offline
 
+    if measured.lora_path and not options.enable_lora:
+        raise ConfigError("lora_path needs slots for adapters.", hint="Add --enable-lora.")
     engine, codec = open_engine(options, [])
     whole = replace(data, num_prompts=data.num_prompts + measured.num_warmups)
     samples = make_samples(whole, lengths, codec, is_chat=False)
     llm = Offline(engine, codec, seed=options.seed)
     load_modules(llm, options)
-    measure_throughput(llm, samples, measured, options.model)
+    adapters = draw_adapters(
+        measured.lora_path, len(samples), slots=options.max_loras, seed=data.seed
+    )
+    measure_throughput(llm, samples, measured, options.model, adapters)
 
 
 def _serve(parser: Parser, words: list[str]) -> int:
