@@ -1,7 +1,8 @@
-"""ThreadLoader: reads adapters' files in a thread of its own, so that no step waits for a disk.
+"""ThreadLoader: reads adapters' files in threads of its own, so that no step waits for a disk.
 
 What is asked for waits in a queue that its user bounds; what is read waits for its user, two at a
-time, so that memory is bounded whoever is slow. The thread yields to the engine's.
+time, so that memory is bounded whoever is slow. What comes over a network has a thread of its own:
+a slow host holds up nothing that lies on a disk. The threads yield to the engine's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ranvier.core.errors import InternalError, RanvierError
 
 __all__ = ["Loaded", "Loader", "ThreadLoader"]
 
+_Asked = queue.PriorityQueue[tuple[int, int, float, Any, str]]
 UNTAKEN_MAX = 2
 NICE = 10
 """Steps below the priority of the engine's thread."""
@@ -45,23 +47,32 @@ class Loader(Protocol):
 
 
 class ThreadLoader:
-    """A Loader with one thread, which starts at the first load. `read` raises RanvierError."""
+    """A Loader with a thread for what is near and one for what is remote; each starts at its first
+    load. `read` raises RanvierError."""
 
-    def __init__(self, read: Callable[[str], AdapterWeights]) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], AdapterWeights],
+        is_remote: Callable[[str], bool] = lambda path: False,
+    ) -> None:
         self.on_done: Callable[[], None] | None = None
         self._read = read
+        self._is_remote = is_remote
         self._order = itertools.count()
-        self._asked: queue.PriorityQueue[tuple[int, int, float, Any, str]] = queue.PriorityQueue()
+        self._asked: dict[bool, _Asked] = {}
         self._done: queue.Queue[Loaded] = queue.Queue(UNTAKEN_MAX)
-        self._thread: threading.Thread | None = None
         self._is_closed = False
 
     def ask(self, key: Any, path: str, *, is_urgent: bool) -> None:
         """Read `path`; urgent ones, which a request waits for, before others."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="adapter loader", daemon=True)
-            self._thread.start()
-        self._asked.put((not is_urgent, next(self._order), time.perf_counter(), key, path))
+        is_remote = self._is_remote(path)
+        asked = self._asked.get(is_remote)
+        if asked is None:
+            asked = self._asked[is_remote] = queue.PriorityQueue()
+            threading.Thread(
+                target=self._work, args=(asked,), name="adapter loader", daemon=True
+            ).start()
+        asked.put((not is_urgent, next(self._order), time.perf_counter(), key, path))
 
     def take(self) -> list[Loaded]:
         """What has been read since the last call."""
@@ -72,17 +83,18 @@ class ThreadLoader:
         return found
 
     def close(self) -> None:
-        """End the thread once it has read what it is at."""
+        """End each thread once it has read what it is at."""
         self._is_closed = True
-        self._asked.put((-1, next(self._order), 0.0, None, ""))
+        for asked in self._asked.values():
+            asked.put((-1, next(self._order), 0.0, None, ""))
 
-    def _work(self) -> None:
+    def _work(self, asked: _Asked) -> None:
         with contextlib.suppress(OSError, AttributeError):
             thread = threading.get_native_id()
             nice = os.getpriority(os.PRIO_PROCESS, thread) + NICE
             os.setpriority(os.PRIO_PROCESS, thread, nice)
         while True:
-            _, _, asked_s, key, path = self._asked.get()
+            _, _, asked_s, key, path = asked.get()
             if self._is_closed:
                 return
             found = _outcome(self._read, path)

@@ -25,18 +25,19 @@ def open_adapters(folder: Path, options: AdapterOptions) -> Adapters | None:
         return None
 
     def read(path: str) -> AdapterWeights:
-        found = Path(path).expanduser()
-        if not found.exists() and is_hub_id(path):
-            found = _fetched(path)
-        return read_adapter(found, form)
+        return read_adapter(_fetched(path) if _is_hub(path) else Path(path).expanduser(), form)
 
     largest = stack_bytes(form) // form.slots * form.cores * form.stages
     return Adapters(
-        ThreadLoader(read),
+        ThreadLoader(read, is_remote=_is_hub),
         host_max=options.host_adapters,
         bytes_max=options.host_bytes(largest),
         slots=form.slots,
     )
+
+
+def _is_hub(path: str) -> bool:
+    return is_hub_id(path) and not Path(path).expanduser().exists()
 
 
 def _fetched(name: str) -> Path:

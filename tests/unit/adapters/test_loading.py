@@ -62,3 +62,20 @@ def test_it_does_not_read_far_ahead_of_its_user():
     eventually(lambda: len(reader.paths) == UNTAKEN_MAX + 1, 10)
     assert not threading.Event().wait(0.05) and len(reader.paths) == UNTAKEN_MAX + 1
     assert len(taken(loader, 20)) == 20
+
+
+def test_a_slow_host_holds_up_nothing_on_a_disk():
+    answers = threading.Event()
+
+    def read(path):
+        assert path != "org/far" or answers.wait(10)
+        return simulated_weights(path)
+
+    loader = ThreadLoader(read, is_remote=lambda path: path.startswith("org/"))
+    loader.ask(0, "org/far", is_urgent=True)
+    for key in range(1, 5):
+        loader.ask(key, "near", is_urgent=False)
+    assert [loaded.key for loaded in taken(loader, 4)] == [1, 2, 3, 4]
+    answers.set()
+    assert [loaded.key for loaded in taken(loader, 1)] == [0]
+    loader.close()
