@@ -18,27 +18,35 @@ from pathlib import Path
 import numpy as np
 
 from ranvier import LLM, LoRARequest, SamplingParams
+from ranvier.build.lora.form import linear_modules
 from ranvier.cli.wire import locate
 from ranvier.models.spec import DecoderSpec
 from ranvier.models.table import resolve
 from ranvier.weights.checkpoint import open_checkpoint
 from ranvier.weights.safetensors_write import save_safetensors
 
-CONFIG = {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"]}
+MODULES = {
+    "qv": ("q_proj", "v_proj"),
+    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
 
 
-def write_adapter(folder: Path, spec: DecoderSpec, rank: int, seed: int) -> None:
+def write_adapter(
+    folder: Path, spec: DecoderSpec, rank: int, seed: int, modules: str = "qv"
+) -> None:
     """A PEFT folder of random small matrices."""
-    random, size = np.random.default_rng(seed), spec.head_size
-    tensors = {}
-    for layer in range(spec.layers):
-        for name, outputs in (("q_proj", spec.heads * size), ("v_proj", spec.kv_heads * size)):
-            key = f"base_model.model.model.layers.{layer}.self_attn.{name}.lora_"
-            for side, shape in (("A", (rank, spec.hidden)), ("B", (outputs, rank))):
+    random, tensors = np.random.default_rng(seed), {}
+    for module in linear_modules(spec):
+        if module.name.rsplit(".", 1)[-1] not in MODULES[modules]:
+            continue
+        for layer in range(spec.layers):
+            key = f"base_model.model.{module.name_at(layer)}.lora_"
+            for side, shape in (("A", (rank, module.inputs)), ("B", (module.outputs, rank))):
                 values = 0.02 * random.standard_normal(shape, np.float32)
                 tensors[f"{key}{side}.weight"] = values
     folder.mkdir(parents=True)
-    text = json.dumps({**CONFIG, "r": rank, "lora_alpha": rank})
+    config = {"peft_type": "LORA", "target_modules": list(MODULES[modules])}
+    text = json.dumps({**config, "r": rank, "lora_alpha": rank})
     (folder / "adapter_config.json").write_text(text)
     save_safetensors(folder / "adapter_model.safetensors", tensors)
 
@@ -80,7 +88,7 @@ def main() -> None:
         llm = LLM(
             given.model, quantization="none", enable_lora=True, max_loras=given.slots,
             max_lora_rank=given.rank, max_model_len=512, max_num_seqs=32,
-            lora_target_modules=("q_proj", "v_proj"), artifacts=f"{root}/artifacts",
+            lora_target_modules=MODULES["qv"], artifacts=f"{root}/artifacts",
         )  # fmt: skip
         for index, folder in enumerate(folders):
             llm.load_adapter(f"a{index}", str(folder))
