@@ -69,13 +69,14 @@ class ProgramShape:
 def step_shape(buckets: BucketSet, rows_max: int, size: int, draft: int = 0) -> ProgramShape:
     """The ragged program of a bucket; its samples allow for drafts that are verified.
 
-    Where there is a drafter, steps larger than a decode step of every row do not draft, as prefill
-    fills them, and others that do not are for plain decoding: the drafter has no part in it.
+    Where there is a drafter, it has no part in those that make no drafts. Steps larger than a
+    decode step of every row, which prefill fills, are there without it and with it; it takes their
+    tokens in and drafts nothing.
     """
     decoded = rows_max * (1 + buckets.lookahead)
     is_large = size > smallest(buckets.tokens, min(decoded, buckets.tokens[-1]))
+    lookahead = _verified(buckets) if draft else 0
     draft = 0 if is_large else draft
-    lookahead = _verified(buckets) if is_large or draft else 0
     rows, samples = min(size, rows_max), min(size, decoded)
     return ProgramShape("step", size, rows, 0, samples, draft, lookahead)
 

@@ -46,12 +46,22 @@ class Outline:
     """Sequences and token counts of one step; `launch` makes the plan.
 
     `draft`: how many tokens a sequence the program is to draft, or to take in a decode row.
+    `is_resting`: the drafter takes no prompts in.
     """
 
-    def __init__(self, info: RunnerInfo, family: Family, tokens_max: int, draft: int = 0) -> None:
+    def __init__(
+        self,
+        info: RunnerInfo,
+        family: Family,
+        tokens_max: int,
+        draft: int = 0,
+        *,
+        is_resting: bool = False,
+    ) -> None:
         self._info = info
         self._family = family
         self._draft = draft
+        self._is_resting = is_resting
         seen = 1 + info.buckets.lookahead
         self._left = info.rows_max * seen if family == "decode" else tokens_max
         rows = {"prefill": 1, "decode": info.rows_max, "step": info.rows_max * seen}
@@ -129,8 +139,8 @@ class Outline:
             needed = max(chunk.start for chunk in chunks) + 1 + draft
             context = max(needed, min(needed + buckets.has_drafter * draft, buckets.contexts[-1]))
             return info.decode(len(chunks), context, draft)
-        if buckets.has_drafter and not is_decode:
-            draft = draft or buckets.drafts[0]  # a drafter takes prompts in, guessing or not
+        if buckets.has_drafter and not is_decode and not self._is_resting:
+            draft = draft or buckets.drafts[0]  # the drafter takes prompts in, guessing or not
         return info.step(tokens, draft if buckets.has_drafter else 0)
 
     def _rows(self, sequence: Sequence, count: int) -> int:

@@ -93,7 +93,11 @@ class Scheduler:
         return ("decode", "prefill") if self._last == "prefill" else ("prefill", "decode")
 
     def _plan(self, family: Family) -> Launch | None:
-        outline = Outline(self.info, family, self._tokens_max, self.speculation.count)
+        speculation, rows = self.speculation, len(self.running) + len(self.waiting)
+        outline = Outline(
+            self.info, family, self._tokens_max, speculation.count,
+            is_resting=speculation.rests(min(rows, self.info.rows_max)),
+        )  # fmt: skip
         for sequence in list(self.running):
             if sequence in self.running:
                 self._extend(outline, sequence)

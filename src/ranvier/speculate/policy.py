@@ -149,7 +149,7 @@ class Policy:
         self._has_drafter = has_drafter
         self._curves = {k: CostCurve() for k in (0, *counts)}
         self._now = 0
-        self._is_trial = False
+        self._is_trial = self._is_spent = False
         self._base = 0
         self._ms = self._trials_ms = 0.0
         self._same, self._patience = 0, PATIENCE
@@ -163,7 +163,8 @@ class Policy:
 
     def went_back(self, tokens: int) -> None:
         """So many tokens are computed once more, for the drafter's sake."""
-        self._trials_ms += tokens * self._least(0, max(self._base, 1)) / FEW
+        base = max(self._base, 1)
+        self._trials_ms += tokens * self._least(0, base) / max(base, FEW)
 
     def choose(self, sequences: Sequence[Acceptance], rooms: Sequence[int]) -> int:
         """The count for a step of these sequences, of which each has room for so many drafts."""
@@ -174,8 +175,8 @@ class Policy:
         self._look_again()
         if not self._curves[0].is_known_near(self._base):
             return 0
-        spare = TRIAL_MS + TRIAL_SHARE * self._ms - self._trials_ms
-        can_try = spare >= (0.0 if was_trial else TRIAL_MS / 2)
+        can_try = self._spare_ms >= (0.0 if was_trial else TRIAL_MS / 2)
+        self._is_spent |= self._base > FEW and not can_try
         best, self._is_trial = self._best([s.rate for s in sequences], rooms, can_try=can_try)
         if not best and can_try:
             best, _ = self._best([s.hope for s in sequences], rooms, can_try=True)
@@ -215,6 +216,20 @@ class Policy:
         """Whether the last choice was to guess nothing."""
         return self._now == 0
 
+    @property
+    def _spare_ms(self) -> float:
+        """What trials may still take."""
+        return TRIAL_MS + TRIAL_SHARE * self._ms - self._trials_ms
+
+    def is_off_at(self, rows: int) -> bool:
+        """Whether nothing is guessed, for more than a few rows, nor will be soon: guesses were
+        tried at that size, or there was no time left to try."""
+        if self._now or rows <= FEW or not self._curves[0].is_known_near(rows):
+            return False
+        return self._is_spent or any(
+            self._cost(count, rows * (1 + count)) < math.inf for count in self._counts
+        )
+
     def _look_again(self) -> None:
         """Forget what the other way costs, plain steps or guesses, when it was long not taken."""
         self._same += 1
@@ -224,6 +239,7 @@ class Policy:
                 self._curves[0].forget(upto=self._base)
         elif self._same >= self._patience:
             self._same, self._patience = 0, min(2 * self._patience, PATIENCE_MAX)
+            self._is_spent = False
             for count, curve in self._curves.items():
                 if count or not self._has_drafter:
                     curve.forget(above=0 if count else self._base)

@@ -91,6 +91,11 @@ class Speculation:
                 self.policy.went_back(self._lag(sequence))
                 sequence.rewind(sequence.absorbed)
 
+    def rests(self, rows: int) -> bool:
+        """Whether so many sequences are known to decode faster plainly, so that prompts need not be
+        taken in by the drafter; those that were not go without guesses."""
+        return not self.count and self.policy.is_off_at(rows)
+
     def waits(self, sequence: Sequence) -> bool:
         """Whether a sequence has to wait for a token that is on its way, to guess behind it."""
         return self.count > 0 and sequence.awaited > 0
