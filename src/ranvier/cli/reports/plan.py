@@ -107,14 +107,18 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
             "host_bytes": compiled.host_bytes,
             "formula": FORMULA,
         },
-        "roofline": {
-            "bandwidth_bytes_s": plan.core.bandwidth_bytes_s,
-            "flops_s": plan.core.flops_s,
-            "decode_formula": DECODE_FORMULA,
-            "prefill_formula": PREFILL_FORMULA,
-            "decode": [_floor_fields(entry) for entry in plan.decode],
-            "prefill": [_floor_fields(entry) for entry in plan.prefill],
-        },
+        "roofline": _roofline_fields(plan),
+    }
+
+
+def _roofline_fields(plan: Plan) -> dict[str, Any]:
+    return {
+        "bandwidth_bytes_s": plan.core.bandwidth_bytes_s,
+        "flops_s": plan.core.flops_s,
+        "decode_formula": DECODE_FORMULA,
+        "prefill_formula": PREFILL_FORMULA,
+        "decode": [_floor_fields(entry) for entry in plan.decode],
+        "prefill": [_floor_fields(entry) for entry in plan.prefill],
     }
 
 
