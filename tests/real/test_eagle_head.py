@@ -10,6 +10,7 @@ import json
 import pytest
 
 from ranvier.cli.options.settings import cache_folder
+from ranvier.speculate.policy import Policy
 from tests.real.make_goldens import PROMPTS
 
 pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(1800)]
@@ -26,9 +27,16 @@ def head():
     return {"method": "eagle3", "model": str(HEAD), "num_speculative_tokens": K}
 
 
-def always(rows, rooms):
-    """Guess wherever there is room: what the policy would decide is not measured here."""
-    return K if any(rooms) else 0
+class Always(Policy):
+    """Guesses wherever there is room: what steps cost here is not what is tested."""
+
+    is_off = False
+
+    def choose(self, sequences, rooms):
+        return K if any(rooms) else 0
+
+    def is_off_at(self, rows):
+        return False
 
 
 TWICE = [*PROMPTS, *(f"{text} {text}" for text in PROMPTS)]
@@ -42,7 +50,7 @@ def generate(tokens, prompts=PROMPTS, **options):
     with LLM(MODEL, max_model_len=256, max_num_seqs=16, **options) as llm:
         speculation = llm._engine.scheduler.speculation
         if "speculative_config" in options:
-            speculation.policy.choose = always
+            speculation.policy = Always(range(1, K + 1), has_drafter=True)
         outputs = llm.generate(list(prompts), params, use_tqdm=False)
         return [list(o.outputs[0].token_ids) for o in outputs], speculation
 

@@ -11,6 +11,9 @@ __all__ = ["Lookup"]
 
 WORD = 4
 """Bytes of a token id."""
+TRIES = 64
+"""Places between two tokens where the bytes occur too, before a size is given up: a text of 100,000
+tokens that is made of them took 18 ms a step, others take 0.4."""
 
 
 class Lookup:
@@ -42,8 +45,9 @@ class Lookup:
         """Where the last `size` tokens occur before the end, the latest; -1: nowhere."""
         end = len(self._data) - WORD
         wanted = bytes(self._data[end + WORD - WORD * size :])
-        while (at := self._data.rfind(wanted, 0, end)) % WORD:
-            if at < 0:
-                return -1
+        for _ in range(TRIES):
+            at = self._data.rfind(wanted, 0, end)
+            if at % WORD == 0 or at < 0:
+                return at // WORD
             end = at + len(wanted) - 1
-        return at // WORD
+        return -1

@@ -114,6 +114,11 @@ class CostCurve:
         """Whether what is near was measured often enough to be believed."""
         return sum(self._times[size] for size in self._near(tokens)) >= SETTLED
 
+    def reaches_down_to(self, tokens: int) -> bool:
+        """Whether something at most twice as large was measured, so that a crowd's steps are no
+        verdict on those of one alone."""
+        return bool(self._sizes) and self._sizes[0] <= 2 * tokens
+
     @property
     def is_settled(self) -> bool:
         """Whether the whole was."""
@@ -247,7 +252,8 @@ class Policy:
     def _is_settled(self, count: int, tokens: int) -> bool:
         if not self._has_drafter:
             return self._curves[0].is_settled_near(tokens)
-        return self._curves[count].at(tokens) is not None and self._curves[count].is_settled
+        curve = self._curves[count]
+        return curve.at(tokens) is not None and curve.reaches_down_to(tokens) and curve.is_settled
 
     def _least(self, count: int, tokens: int) -> float:
         """What a trial is taken to cost: as much as with fewer drafts, or as a plain step."""

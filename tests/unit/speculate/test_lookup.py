@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -43,3 +44,27 @@ def test_what_repeats_goes_on_repeating():
 def test_nothing_is_guessed_of_what_is_new():
     assert Lookup(2, 4).guess([1, 2, 3], 4) == []
     assert Lookup(2, 4).guess([1], 4) == []
+
+
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ([i * 7919 % 49_999 for i in range(LONG)], [50_001, 50_002]),
+        ([i % 2 * 256 for i in range(LONG)], [50_001, 0]),
+        ([65536] * LONG, [1, 1]),  # its bytes occur between any two tokens
+    ],
+    ids=["nowhere", "alternating", "askew"],
+)
+def test_a_long_text_costs_little_a_step(text, end):
+    lookup, tokens = Lookup(2, 5), [*text, *end]
+    assert lookup.guess(tokens, 4) == []
+    start_s = time.process_time()
+    for token in range(50_003, 50_013):
+        tokens.append(token)
+        lookup.guess(tokens, 4)
+        tokens.append(end[-1])
+        lookup.guess(tokens, 4)
+    assert time.process_time() - start_s < 0.2, "20 steps; about 1 ms each was measured"

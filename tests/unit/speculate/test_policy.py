@@ -204,3 +204,9 @@ def test_of_several_counts_the_best_is_found():
             rates[k] = yielded / (5.9 + (0.73 + 0.83) * k)
         assert max(rates, key=rates.get) == best, rates
         assert got >= 0.93 * max(rates.values()), (skill, count, rates)
+
+
+def test_what_a_crowd_cost_is_no_verdict_on_one_alone():
+    device = Device(base=10.0, slope=1.2, free=1, skill=0.9, draft_ms=4.0)
+    assert device.run(32, 200)[2] == 0
+    assert device.run(1, 400)[2] > 0
