@@ -5,6 +5,7 @@ Knows runners by their protocol only; which adapter goes where is the scheduler'
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from statistics import median
@@ -19,6 +20,8 @@ __all__ = ["Placed", "Placing"]
 
 SHARE = 0.25
 """Of a turn's usual time: so much longer a turn may take because of moves."""
+PIECES = 4
+"""In a turn, at most: a launch may return before the device has moved its piece."""
 TURNS = 32
 
 
@@ -56,10 +59,12 @@ class Placing:
         if is_busy:
             self._turns_s.append(start_s - self._last_s)
         self._last_s = start_s
-        while self._moves and self._moves[0].launched <= collected:
+        for count in itertools.count(1):
+            if not self._moves or self._moves[0].launched > collected:
+                break
             arrived += self._move()
             spent_s = self._clock.now_s() - start_s
-            if is_busy and spent_s >= SHARE * median(self._turns_s):
+            if is_busy and (count >= PIECES or spent_s >= SHARE * median(self._turns_s)):
                 break
         return arrived
 
