@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ranvier.cli.options.settings import Options as EngineArgs
     from ranvier.cli.wire import LLM
     from ranvier.core.sampling import SamplingParams
+    from ranvier.core.structured import StructuredOutputsParams
     from ranvier.offline.adapters import LoRARequest
     from ranvier.offline.outputs import CompletionOutput, RequestOutput
 
@@ -21,6 +22,7 @@ __all__ = [
     "LoRARequest",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
     "compile",
 ]
@@ -32,6 +34,7 @@ _LAZY = {
     "LoRARequest": ("ranvier.offline.adapters", "LoRARequest"),
     "RequestOutput": ("ranvier.offline.outputs", "RequestOutput"),
     "SamplingParams": ("ranvier.core.sampling", "SamplingParams"),
+    "StructuredOutputsParams": ("ranvier.core.structured", "StructuredOutputsParams"),
     "compile": ("ranvier.cli.cross", "compile"),
 }
 

@@ -35,6 +35,7 @@ from ranvier.core.step import Runner
 from ranvier.engine.loop import Engine
 from ranvier.offline.llm import Offline
 from ranvier.text.codec import DEFAULTS, TextCodec
+from ranvier.text.grammar import Grammars
 from ranvier.weights.checkpoint import Checkpoint, open_checkpoint
 from ranvier.weights.folder import ModelFolder
 from ranvier.weights.hub import fetch_hub, is_hub_id
@@ -98,6 +99,7 @@ def _open(folder: Path, options: Options, phases: Phases) -> tuple[Engine, TextC
     engine = load_engine(folder, options, phases)
     start, info = time.perf_counter(), engine.runner.info
     codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
+    engine.grammars = Grammars(codec).matcher
     phases.append(("load tokenizer", time.perf_counter() - start))
     return engine, codec
 

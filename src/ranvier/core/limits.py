@@ -17,6 +17,8 @@ class Limits:
     """Stop strings of one request."""
     bad_words_max: int = 128
     """Bad words of one request."""
+    grammar_chars_max: int = 2**18
+    """The text of a schema, regex or grammar of one request."""
     logit_bias_max: int = 1024
     """Entries of logit_bias, and of bans, of one request."""
     logprobs_max: int = 20

@@ -12,6 +12,7 @@ import msgspec
 
 from ranvier.core.errors import RequestError
 from ranvier.core.limits import LIMITS
+from ranvier.core.structured import StructuredOutputsParams
 
 __all__ = ["SamplingParams"]
 
@@ -28,8 +29,7 @@ UNSUPPORTED = {
     "prompt_logprob_start": "prompt_logprobs starts at the first token",
     "logprob_token_ids": "logprobs returns the most likely tokens",
     "stream_interval": "every token is streamed",
-    "structured_outputs": "structured output is not supported yet",
-    "guided_decoding": "structured output is not supported yet",
+    "guided_decoding": "use structured_outputs=StructuredOutputsParams(...)",
     "extra_args": "there is no custom code in the sampling loop",
     "skip_reading_prefix_cache": "give the prompt a cache_salt of its own",
     "thinking_token_budget": "reasoning is not budgeted yet",
@@ -70,6 +70,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     output_kind: Any = None
     flat_logprobs: Any = None
@@ -77,7 +78,6 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     prompt_logprob_start: Any = None
     logprob_token_ids: Any = None
     stream_interval: Any = None
-    structured_outputs: Any = None
     guided_decoding: Any = None
     extra_args: Any = None
     skip_reading_prefix_cache: Any = None
@@ -89,6 +89,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         _check_ranges(self)
         _check_counts(self)
         _check_lists(self)
+        _check_structured(self)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -164,6 +165,20 @@ def _check_counts(p: SamplingParams) -> None:
         value = p.truncate_prompt_tokens
         is_ok = value == -1 or 1 <= value < _COUNT_MAX
         _require(is_ok, "truncate_prompt_tokens", value, "-1 or in [1, 2**31)")
+
+
+def _check_structured(p: SamplingParams) -> None:
+    if p.structured_outputs is None:
+        return
+    is_ok = isinstance(p.structured_outputs, StructuredOutputsParams)
+    kind = type(p.structured_outputs).__name__
+    _require(is_ok, "structured_outputs", kind, "a StructuredOutputsParams")
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(p, name):
+            raise RequestError(
+                f"{name} does not go with structured_outputs: a grammar says where a text may end.",
+                param=name,
+            )
 
 
 def _plain_bias(p: SamplingParams) -> dict[int, float]:

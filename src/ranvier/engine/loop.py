@@ -27,6 +27,7 @@ from ranvier.core.errors import (
 from ranvier.core.limits import LIMITS
 from ranvier.core.request import EngineStats, Event, Request
 from ranvier.core.step import Runner
+from ranvier.core.structured import Matcher, MatcherSource
 from ranvier.schedule.outline import Launch
 from ranvier.schedule.scheduler import Scheduler
 from ranvier.schedule.sequence import Sequence
@@ -52,6 +53,8 @@ class Engine:
         self.adapters = adapters
         self.adapter_answers: list[Answer] = []
         """Ends of loads, for who asked; taken by who tells them."""
+        self.grammars: MatcherSource | None = None
+        """Where structured outputs are served."""
         is_loaded = None if adapters is None else adapters.is_loaded
         self.scheduler = Scheduler(runner.info, config, is_loaded)
         self._clock = clock or MonotonicClock()
@@ -88,6 +91,7 @@ class Engine:
                 f"{waiting} requests are waiting, the limit is {self.config.requests_waiting_max}.",
                 hint="Try again later.",
             )
+        matchers = _matchers(self.grammars, request)
         adapter = ""
         if request.adapter:
             if self.adapters is None:
@@ -95,6 +99,8 @@ class Engine:
             adapter = self.adapters.hold(request.adapter)
         now_s, count = self._clock.now_s(), request.params.sequence_count
         sequences = [Sequence(request, index, now_s, adapter) for index in range(count)]
+        for sequence, matcher in zip(sequences, matchers, strict=False):
+            sequence.matcher = matcher
         self._live[request.request_id] = sequences
         self.scheduler.add(sequences[0])
         if count > 1:
@@ -280,6 +286,16 @@ class Engine:
                 del self._live[event.request_id]
                 if self.adapters is not None and before[0].adapter:
                     self.adapters.release(before[0].adapter)
+
+
+def _matchers(source: MatcherSource | None, request: Request) -> list[Matcher]:
+    """One of each sequence's own; none where it may write what it likes. Raises RequestError."""
+    asked = request.params.structured_outputs
+    if asked is None:
+        return []
+    if source is None:
+        raise RequestError("structured_outputs is not supported here.", param="structured_outputs")
+    return [source(asked) for _ in range(request.params.sequence_count)]
 
 
 def _pin(scheduler: Scheduler, adapters: Adapters) -> list[Event]:

@@ -197,6 +197,8 @@ class Offline:
         request = self._request(name, prompt, content, params, seed)
         request.cache_salt, request.adapter = prompt.cache_salt, adapter
         self._engine.scheduler.check(request)
+        if params.structured_outputs is not None and self._engine.grammars is not None:
+            self._engine.grammars(params.structured_outputs)
         count = self._engine.scheduler.info.buckets.lookahead
         return _Collector(self._codec, request, prompt.text, count)
 

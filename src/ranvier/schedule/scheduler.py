@@ -24,6 +24,11 @@ from ranvier.speculate.speculation import Speculation
 
 __all__ = ["Scheduler"]
 
+_REFUSED = (
+    "structured_outputs: no token is left that both the grammar and the request's other fields "
+    "allow, or the grammar takes too much work at this point."
+)
+
 
 class Scheduler:
     """Continuous batching with chunked prefill, prefix caching and preemption by recompute.
@@ -264,6 +269,8 @@ class Scheduler:
         """Append one sampled token."""
         token = int(result.token_ids[i])
         sequence.append(token)
+        if sequence.is_refused:
+            return self.drop(sequence, "error", _REFUSED)
         entry = _logprobs(launch.plan.samples[i], result, i)
         logprobs = None if launch.plan.samples[i].logprobs < 0 else [entry]
         reason, stop = _end(sequence, token, self.info.model_len_max)

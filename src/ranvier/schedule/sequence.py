@@ -7,11 +7,13 @@ has been collected. A token that is sampled but not yet collected is `awaited`.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ranvier.core.media import PromptMedia, VisionInfo
 from ranvier.core.random import derive_seed, uniform
 from ranvier.core.request import Request, TokenLogprobs
 from ranvier.core.step import ChunkMedia, LogitEdits, Sample
+from ranvier.core.structured import Matcher
 from ranvier.media.place import PromptPictures
 from ranvier.speculate.lookup import Lookup
 from ranvier.speculate.policy import Acceptance
@@ -59,6 +61,10 @@ class Sequence:
         self.guesses = (0, 0, 0)
         """Drafts verified, tokens guessed, tokens that stood."""
         self.lookup: Lookup | None = None
+        self.matcher: Matcher | None = None
+        """Of structured outputs: stands behind its last token."""
+        self.is_refused = False
+        """Whether its last token is none that its grammar allows."""
         self._counts: dict[int, int] = {}
         self._banned = _banned_ids(request)
 
@@ -71,13 +77,14 @@ class Sequence:
             or self.request.bad_word_ids
             or self._has_penalties
             or p.min_tokens > self.output_count
+            or self.matcher
         )
 
     @property
     def must_wait(self) -> bool:
         """Whether the next row needs a token that is still on the device: its edits count it."""
         p = self.request.params
-        follows = self.drafts or self._has_penalties or self.request.bad_word_ids
+        follows = self.matcher or self.drafts or self._has_penalties or self.request.bad_word_ids
         return self.awaited > 0 and bool(follows or p.min_tokens > self.output_count)
 
     @property
@@ -124,6 +131,8 @@ class Sequence:
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
+        if self.matcher is not None:
+            self.is_refused = not self.matcher.advance(token)
         if self._has_penalties:
             self._counts[token] = self._counts.get(token, 0) + 1
 
@@ -144,6 +153,12 @@ class Sequence:
         left = left if limit is None else min(left, limit - self.output_count)
         return max(left - self.awaited - 1, 0)
 
+    def permitted(self, tokens: list[int]) -> list[int]:
+        """Of guesses those before the first that its grammar refuses."""
+        if self.matcher is None or not tokens:
+            return tokens
+        return tokens[: self.matcher.permitted(tokens)]
+
     def uniforms(self, count: int) -> list[float]:
         """For the draws of a drafter, from the position after the next token's on."""
         if self.request.params.is_greedy:
@@ -157,6 +172,8 @@ class Sequence:
         for i, token in enumerate(self.drafts, 1):
             self.append(token)
             found.append(self.sample(chunk, offset + i))
+        if self.matcher is not None and self.drafts:
+            self.matcher.rollback(len(self.drafts))
         for _ in self.drafts:
             token = self.tokens.pop()
             if token in self._counts:
@@ -199,8 +216,16 @@ class Sequence:
             repetition=p.repetition_penalty,
             frequency=p.frequency_penalty,
             presence=p.presence_penalty,
-            allowed=_bitmask(p.allowed_token_ids) if p.allowed_token_ids else None,
+            allowed=self._allowed(),
         )
+
+    def _allowed(self) -> NDArray[np.uint32] | None:
+        ids = self.request.params.allowed_token_ids
+        listed = _bitmask(ids) if ids else None
+        if self.matcher is None:
+            return listed
+        mask = self.matcher.mask()
+        return mask if listed is None else mask[: len(listed)] & listed[: len(mask)]
 
     def _bans(self) -> set[int]:
         """Ids that may not come next: ends before min_tokens, last words of bad words."""

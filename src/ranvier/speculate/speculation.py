@@ -45,6 +45,7 @@ class Sequence(Protocol):
     def is_scoring_prompt(self) -> bool: ...
     def room(self, model_len_max: int) -> int: ...
     def rewind(self, count: int) -> None: ...
+    def permitted(self, tokens: list[int]) -> list[int]: ...
 
 
 class Speculation:
@@ -84,7 +85,7 @@ class Speculation:
                 self._acceptance(sequence).fade()
             if sequence.awaited:
                 continue
-            sequence.drafts = tokens[: self.count]
+            sequence.drafts = sequence.permitted(tokens[: self.count])
             is_still = sequence.computed == sequence.planned
             if self._lag(sequence) and is_still and room and self.count:
                 sequence.drafts = []
