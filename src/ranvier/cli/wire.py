@@ -32,10 +32,10 @@ from ranvier.cli.quantisation import neuron_weights, with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
 from ranvier.core.step import Runner
+from ranvier.core.structured import Matcher, MatcherSource, StructuredOutputsParams
 from ranvier.engine.loop import Engine
 from ranvier.offline.llm import Offline
 from ranvier.text.codec import DEFAULTS, TextCodec
-from ranvier.text.grammar import Grammars
 from ranvier.weights.checkpoint import Checkpoint, open_checkpoint
 from ranvier.weights.folder import ModelFolder
 from ranvier.weights.hub import fetch_hub, is_hub_id
@@ -95,11 +95,25 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     return _open(folder, options, phases)
 
 
+def _grammars(codec: TextCodec) -> MatcherSource:
+    """Grammars over the model's tokens; the library that reads them is loaded at first use."""
+    found: list[MatcherSource] = []
+
+    def matcher(params: StructuredOutputsParams) -> Matcher:
+        if not found:
+            from ranvier.text.grammar import Grammars
+
+            found.append(Grammars(codec).matcher)
+        return found[0](params)
+
+    return matcher
+
+
 def _open(folder: Path, options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     engine = load_engine(folder, options, phases)
     start, info = time.perf_counter(), engine.runner.info
     codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
-    engine.grammars = Grammars(codec).matcher
+    engine.grammars = _grammars(codec)
     phases.append(("load tokenizer", time.perf_counter() - start))
     return engine, codec
 

@@ -1,4 +1,4 @@
-"""StructuredOutputsParams: which texts a request lets be written, and what keeps a sequence to them.
+"""StructuredOutputsParams: which texts a request may have, and what keeps a sequence to them.
 
 vLLM's names (see docs/structured-outputs.md). Knows nothing of the library that reads grammars.
 """
@@ -63,6 +63,10 @@ def _refusal(reason: str) -> RequestError:
 
 class Matcher(Protocol):
     """Where one sequence is within its grammar."""
+
+    def fresh(self) -> Matcher:
+        """Another of the same grammar, at its start."""
+        ...
 
     def mask(self) -> NDArray[np.uint32]:
         """Which tokens may come next, as LogitEdits.allowed."""

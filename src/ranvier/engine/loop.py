@@ -295,7 +295,8 @@ def _matchers(source: MatcherSource | None, request: Request) -> list[Matcher]:
         return []
     if source is None:
         raise RequestError("structured_outputs is not supported here.", param="structured_outputs")
-    return [source(asked) for _ in range(request.params.sequence_count)]
+    first = source(asked)
+    return [first, *(first.fresh() for _ in range(request.params.sequence_count - 1))]
 
 
 def _pin(scheduler: Scheduler, adapters: Adapters) -> list[Event]:

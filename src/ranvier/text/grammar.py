@@ -43,7 +43,8 @@ class Grammars:
         found = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if found.is_error():
             raise _wrong(found.get_error().strip().splitlines()[0][:400])
-        return GrammarMatcher(found, frozenset(self._codec.end_token_ids))
+        words = -(-self._codec.vocab_size // 32)
+        return GrammarMatcher(found, frozenset(self._codec.end_token_ids), words)
 
     def _make_tokenizer(self) -> LLTokenizer:
         if not self._codec.end_token_ids:
@@ -55,12 +56,19 @@ class Grammars:
 class GrammarMatcher:
     """core.structured.Matcher over an LLMatcher."""
 
-    def __init__(self, matcher: LLMatcher, ends: frozenset[int]) -> None:
+    def __init__(self, matcher: LLMatcher, ends: frozenset[int], words: int) -> None:
         self._matcher = matcher
         self._ends = ends
+        self._words = words
+
+    def fresh(self) -> GrammarMatcher:
+        copy = self._matcher.deep_copy()
+        copy.reset()
+        return GrammarMatcher(copy, self._ends, self._words)
 
     def mask(self) -> NDArray[np.uint32]:
-        return np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        # The library's mask may have a word more than the vocabulary needs.
+        return np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._words]
 
     def advance(self, token: int) -> bool:
         return bool(self._matcher.consume_token(token))
