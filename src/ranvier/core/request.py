@@ -10,10 +10,20 @@ from typing import Literal
 
 import msgspec
 
+from ranvier.core.errors import RequestError
 from ranvier.core.media import PromptMedia
 from ranvier.core.sampling import SamplingParams
+from ranvier.core.step import RunnerInfo
 
-__all__ = ["EngineStats", "ErrorKind", "Event", "FinishReason", "Request", "TokenLogprobs"]
+__all__ = [
+    "EngineStats",
+    "ErrorKind",
+    "Event",
+    "FinishReason",
+    "Request",
+    "TokenLogprobs",
+    "check_fits",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorKind = Literal["device", "adapter"]
@@ -105,3 +115,24 @@ class EngineStats(msgspec.Struct, kw_only=True):
     adapter_load_s: list[float] = []
     adapter_names: int = 0
     adapter_host_bytes: int = 0
+
+
+def check_fits(request: Request, info: RunnerInfo, *, param: str = "prompt") -> None:
+    """Raise RequestError for an empty prompt and for one that does not fit; `param` names it."""
+    length, limit = len(request.prompt_token_ids), info.model_len_max
+    if not length:
+        raise RequestError("The prompt is empty.", param=param)
+    needs_room = request.params.max_tokens != 0
+    if length + needs_room > limit:
+        raise RequestError(
+            f"The prompt has {length} tokens; at most {limit - needs_room} fit into the "
+            f"model's length of {limit}.",
+            param=param,
+            hint="Shorten it, or set truncate_prompt_tokens.",
+        )
+    longest = min(length + (request.params.max_tokens or 1), limit)
+    needed, total = -(-longest // info.block_tokens), info.block_count - 1
+    if needed > total:
+        raise RequestError(
+            f"The request may need {needed} KV blocks; there are {total}.", param="max_tokens"
+        )

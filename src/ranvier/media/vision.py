@@ -1,7 +1,7 @@
 """Vision: the image side of one model, from pictures to what a request carries of them.
 
 Beside text.TextCodec: that one owns strings and ids, this one pictures and where they stand. Checks
-counts; the engine's limits are checked against VisionInfo (core/fit).
+counts; the engine's limits are checked against VisionInfo (core/request).
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 from ranvier.core.config import EngineConfig
-from ranvier.core.fit import check_fits
 from ranvier.core.program import Family
-from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs
+from ranvier.core.request import Event, FinishReason, Request, TokenLogprobs, check_fits
 from ranvier.core.step import RunnerInfo, Sample, StepResult
 from ranvier.media.features import FeatureRows
 from ranvier.media.fit import check_media

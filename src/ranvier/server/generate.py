@@ -13,10 +13,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ranvier.core.errors import CapacityError, RequestError
-from ranvier.core.fit import check_fits
 from ranvier.core.limits import LIMITS
 from ranvier.core.media import PromptMedia
-from ranvier.core.request import Request
+from ranvier.core.request import Request, check_fits
 from ranvier.core.sampling import SamplingParams
 from ranvier.core.step import RunnerInfo
 from ranvier.link.client import EngineClient
