@@ -7,8 +7,9 @@ import re
 
 import jsonschema
 import pytest
+from tests.adapters import LLAMA, modules_of, random_tensors, save_adapter
 
-from ranvier import LLM, SamplingParams, StructuredOutputsParams
+from ranvier import LLM, LoRARequest, SamplingParams, StructuredOutputsParams
 from ranvier.core.errors import RequestError
 
 K = 3
@@ -81,9 +82,35 @@ def test_a_mask_and_another_that_leave_nothing_end_that_sequence_alone(llm):
     (odd,) = llm.get_tokenizer().encode("z").ids[-1:]
     bad = SamplingParams(structured_outputs=structured, allowed_token_ids=[odd], max_tokens=9)
     good = SamplingParams(structured_outputs=structured, max_tokens=9)
-    with pytest.raises(Exception, match="structured_outputs"):
+    with pytest.raises(RequestError, match="structured_outputs"):
         llm.generate(["a", "b"], [bad, good], use_tqdm=False)
     assert outputs(llm, structured)[0].text == "yes"
+
+
+def test_an_adapter_s_text_keeps_to_its_grammar(tiny_options, tmp_path):
+    folder = save_adapter(tmp_path / "a", random_tensors(modules_of(LLAMA), 4), r=4)
+    structured = StructuredOutputsParams(json=SCHEMA)
+    params = SamplingParams(structured_outputs=structured, temperature=1, seed=3, max_tokens=100)
+    with LLM(**tiny_options, enable_lora=True, max_lora_rank=8) as model:
+        asked = [LoRARequest("a", 1, str(folder)), None]
+        found = model.generate(["id"] * 2, params, lora_request=asked, use_tqdm=False)
+    texts = [output.outputs[0].text for output in found]
+    assert texts[0] != texts[1]
+    for text in texts:
+        jsonschema.validate(json.loads(text), SCHEMA)
+
+
+def test_a_sequence_that_gave_up_its_blocks_goes_on_in_its_grammar(tiny_options, llm):
+    structured = StructuredOutputsParams(regex="(ab|cd){20,29}")
+    params = [
+        SamplingParams(structured_outputs=structured, temperature=1, seed=i, max_tokens=60)
+        for i in range(4)
+    ]
+    wanted = llm.generate(["id"] * 4, params, use_tqdm=False)
+    with LLM(**tiny_options, num_gpu_blocks_override=5, enable_prefix_caching=False) as scarce:
+        found = scarce.generate(["id"] * 4, params, use_tqdm=False)
+        assert scarce._engine.scheduler.preemptions > 0
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in wanted]
 
 
 @pytest.mark.parametrize(

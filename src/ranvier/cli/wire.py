@@ -31,7 +31,7 @@ from ranvier.cli.options.speculative import read_speculative
 from ranvier.cli.quantisation import neuron_weights, with_scheme
 from ranvier.core.config import EngineConfig
 from ranvier.core.errors import CheckpointError, ConfigError, DamagedArtifact, TargetError
-from ranvier.core.step import Runner
+from ranvier.core.step import Runner, RunnerInfo
 from ranvier.core.structured import Matcher, MatcherSource, StructuredOutputsParams
 from ranvier.engine.loop import Engine
 from ranvier.offline.llm import Offline
@@ -95,14 +95,15 @@ def open_engine(options: Options, phases: Phases) -> tuple[Engine, TextCodec]:
     return _open(folder, options, phases)
 
 
-def _grammars(codec: TextCodec) -> MatcherSource:
-    """Grammars over the model's tokens; the library that reads them is loaded at first use."""
+def _grammars(folder: Path, info: RunnerInfo, options: Options) -> MatcherSource:
+    """Grammars over the model's tokens; library and tokenizer are loaded at first use."""
     found: list[MatcherSource] = []
 
     def matcher(params: StructuredOutputsParams) -> Matcher:
         if not found:
             from ranvier.text.grammar import Grammars
 
+            codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
             found.append(Grammars(codec).matcher)
         return found[0](params)
 
@@ -113,7 +114,6 @@ def _open(folder: Path, options: Options, phases: Phases) -> tuple[Engine, TextC
     engine = load_engine(folder, options, phases)
     start, info = time.perf_counter(), engine.runner.info
     codec = open_codec(folder, info.vocab_size, info.model_len_max, options)
-    engine.grammars = _grammars(codec)
     phases.append(("load tokenizer", time.perf_counter() - start))
     return engine, codec
 
@@ -138,7 +138,9 @@ def make_engine(runner: Runner, options: Options, folder: Path) -> Engine:
         adapter_eviction=options.eviction,
         adapter_decay_uses=options.lora_lfu_decay_period,
     )
-    return Engine(runner, config, adapters=open_adapters(folder, options))
+    engine = Engine(runner, config, adapters=open_adapters(folder, options))
+    engine.grammars = _grammars(folder, runner.info, options)
+    return engine
 
 
 def open_runner(folder: Path, options: Options, phases: Phases) -> DeviceRunner:

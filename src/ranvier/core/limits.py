@@ -19,6 +19,8 @@ class Limits:
     """Bad words of one request."""
     grammar_chars_max: int = 2**18
     """The text of a schema, regex or grammar of one request."""
+    grammar_read_s: float = 0.5
+    """Time to read one; an engine reads it once more, between two steps."""
     logit_bias_max: int = 1024
     """Entries of logit_bias, and of bans, of one request."""
     logprobs_max: int = 20

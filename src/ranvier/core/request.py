@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-ErrorKind = Literal["device", "adapter"]
-"""A step failed; or the sequence's adapter can't be had."""
+ErrorKind = Literal["device", "adapter", "request"]
+"""A step failed; the sequence's adapter can't be had; or what it asks for can't be done."""
 
 
 class Request(msgspec.Struct, kw_only=True):

@@ -39,7 +39,7 @@ class StructuredOutputsParams(
 
     def __post_init__(self) -> None:
         for name in ("structural_tag", "disable_additional_properties"):
-            if getattr(self, name):
+            if getattr(self, name) not in (None, False):
                 raise _refusal(f"{name} is not supported.")
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
         if len(given) != 1:

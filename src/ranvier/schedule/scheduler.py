@@ -269,7 +269,7 @@ class Scheduler:
         token = int(result.token_ids[i])
         sequence.append(token)
         if sequence.is_refused:
-            return self.drop(sequence, "error", _REFUSED)
+            return _refused(self.drop(sequence, "error", _REFUSED))
         entry = _logprobs(launch.plan.samples[i], result, i)
         logprobs = None if launch.plan.samples[i].logprobs < 0 else [entry]
         reason, stop = _end(sequence, token, self.info.model_len_max)
@@ -294,6 +294,12 @@ def _end(
     if is_full or (p.max_tokens is not None and sequence.output_count >= p.max_tokens):
         return "length", None
     return None, None
+
+
+def _refused(event: Event) -> Event:
+    """An end that is the request's own fault."""
+    event.error_kind = "request"
+    return event
 
 
 def _remember(pool: BlockPool, sequence: Sequence) -> None:

@@ -13,7 +13,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ranvier.core.errors import CapacityError, RequestError
-from ranvier.core.limits import LIMITS
 from ranvier.core.media import PromptMedia
 from ranvier.core.request import Request, check_fits
 from ranvier.core.sampling import SamplingParams
@@ -30,6 +29,8 @@ from ranvier.server.metrics import Metrics
 from ranvier.server.options import ServerOptions
 from ranvier.server.per_request import Telling
 from ranvier.server.pictures import Conversation, PictureDesk
+from ranvier.server.prompts import plain_message, split_prompts, with_role
+from ranvier.server.structured import GrammarDesk, asked_structure
 from ranvier.server.wire.requests import ChatRequest, CompletionRequest, GenerateRequest
 from ranvier.text.codec import TextCodec
 
@@ -66,6 +67,7 @@ class Generation:
         self.info = info
         self.adapters = ServedAdapters(options, client)
         self.pictures = pictures or PictureDesk()
+        self.grammars = GrammarDesk()
         self.log = RequestLog(options)
         self.gate = Gate(
             rows=info.rows_max,
@@ -77,14 +79,14 @@ class Generation:
         """POST /v1/completions."""
         body, unknown = await self.body(http, CompletionRequest)
         adapter = await self.adapters.find(body.model)
-        params = self._params(body, logprobs=body.logprobs)
+        params = await self.grammars.check(self._params(body, logprobs=body.logprobs))
         if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
             params = params.replace(prompt_logprobs=body.logprobs)
         special = body.add_special_tokens is not False
-        prompts = [await self.encode(p, special=special) for p in _prompts(body.prompt)]
+        prompts = [await self.encode(p, special=special) for p in split_prompts(body.prompt)]
         job = _with_adapter(self._job(http, "completion", body, params, prompts), adapter)
         if body.echo:
-            job = replace(job, echo=self._echo(_prompts(body.prompt), job))
+            job = replace(job, echo=self._echo(split_prompts(body.prompt), job))
         return await self._respond(http, body, job, unknown)
 
     async def chat(self, http: HttpRequest) -> Response:
@@ -94,7 +96,7 @@ class Generation:
         if body.top_logprobs is not None and not body.logprobs:
             raise RequestError("top_logprobs needs logprobs=true.", param="top_logprobs")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        params = self._params(body, logprobs=logprobs)
+        params = await self.grammars.check(self._params(body, logprobs=logprobs))
         with ExitStack() as held:
             ids, media = await self._see(body, held)
             job = _with_adapter(self._job(http, "chat", body, params, [ids], media), adapter)
@@ -124,7 +126,7 @@ class Generation:
     async def render(self, body: Any) -> list[int]:
         """Ids of a conversation without pictures."""
         render = self._renderer(body)
-        text = await asyncio.to_thread(render, [_message(m) for m in body.messages])
+        text = await asyncio.to_thread(render, [plain_message(m) for m in body.messages])
         return await self.encode(text, special=bool(body.add_special_tokens))
 
     async def _see(
@@ -143,7 +145,7 @@ class Generation:
             )
         special = bool(body.add_special_tokens)
         return await self.pictures.weave(
-            Conversation([_with_role(m) for m in body.messages], kwargs),
+            Conversation([with_role(m) for m in body.messages], kwargs),
             self._renderer(body),
             lambda text: self.codec.encode(text, add_special_tokens=special),
             held,
@@ -178,12 +180,13 @@ class Generation:
         for name in fields:
             value = getattr(body, name, None)
             # The interval of a stream is kept by the answer, not by the engine.
-            if value is not None and name != "stream_interval":
+            if value is not None and name not in ("stream_interval", "structured_outputs"):
                 fields[name] = value
         limit = getattr(body, "max_completion_tokens", None)
         limit = limit if limit is not None else body.max_tokens
         # What nobody said follows from the room that a prompt leaves.
         fields.update(max_tokens=limit, logprobs=logprobs, truncate_prompt_tokens=None)
+        fields["structured_outputs"] = asked_structure(body)
         params = SamplingParams(**fields)
         if body.stream and params.best_of is not None and params.best_of > params.n:
             raise RequestError("best_of cannot be streamed.", param="best_of")
@@ -336,46 +339,6 @@ def _headers(job: Job, unknown: list[str]) -> dict[str, str]:
 
 def _printable(name: str) -> str:
     return "".join(char if "!" <= char <= "~" and char != "," else "?" for char in name)
-
-
-def _prompts(prompt: Any) -> list[Any]:
-    """The prompts of a completion: texts and lists of ids. Raises RequestError for a mixture."""
-    if isinstance(prompt, str):
-        return [prompt]
-    kinds = {type(item) for item in prompt}
-    if len(kinds) > 1:
-        raise RequestError("prompt mixes ids, strings and lists.", param="prompt")
-    if not kinds or kinds == {int}:
-        return [prompt]
-    if len(prompt) > LIMITS.prompts_max:
-        raise RequestError(f"{len(prompt)} prompts, at most {LIMITS.prompts_max}.", param="prompt")
-    return list(prompt)
-
-
-def _with_role(message: dict[str, Any]) -> dict[str, Any]:
-    """A message that has a role, its reasoning by the name of templates. Raises RequestError."""
-    if not isinstance(message.get("role"), str):
-        raise RequestError("A message has no role.", param="messages")
-    if "reasoning_content" in message:
-        message = {**message, "reasoning": message["reasoning_content"]}
-    return message
-
-
-def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with its text parts joined. Raises RequestError for other parts."""
-    message = _with_role(message)
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return {**message, "content": content or ""}
-    if not isinstance(content, list):
-        raise RequestError("The content of a message must be text.", param="messages")
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise RequestError(
-                f"Content of type {str(kind)[:64]!r} is not supported.", param="messages"
-            )
-    return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
 
 
 async def _unless_gone(http: HttpRequest, answer: Coroutine[Any, Any, T]) -> T:

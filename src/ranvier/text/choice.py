@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ranvier.core.errors import AdapterUnavailable, DeviceError
+from ranvier.core.errors import AdapterUnavailable, DeviceError, RequestError
 from ranvier.core.request import Event, Request, TokenLogprobs
 from ranvier.core.sampling import SamplingParams
 from ranvier.text.codec import TextCodec
@@ -41,10 +41,12 @@ class Choice:
     def take(self, event: Event) -> str:
         """Take an event; the new text. Nothing changes after the end.
 
-        Raises DeviceError or AdapterUnavailable.
+        Raises DeviceError, AdapterUnavailable or RequestError.
         """
         if event.finish_reason == "error" and event.error_kind == "adapter":
             raise AdapterUnavailable(event.error or "The adapter can't be had.", param="model")
+        if event.finish_reason == "error" and event.error_kind == "request":
+            raise RequestError(event.error or "The request can't be done.")
         if event.finish_reason == "error":
             raise DeviceError(event.error or "A step failed.")
         if self.finish_reason is not None:

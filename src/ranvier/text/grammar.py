@@ -19,7 +19,7 @@ from ranvier.core.limits import LIMITS
 from ranvier.core.structured import StructuredOutputsParams
 from ranvier.text.codec import TextCodec
 
-__all__ = ["GrammarMatcher", "Grammars"]
+__all__ = ["GrammarMatcher", "Grammars", "check_grammar"]
 
 WHITESPACE = r"[\x20\x0A]{0,2}"
 """Between the parts of a JSON text, unless a request says otherwise: it must not go on for ever."""
@@ -36,13 +36,11 @@ class Grammars:
     def matcher(self, params: StructuredOutputsParams) -> GrammarMatcher:
         """A matcher at the start. Raises RequestError for a grammar that is wrong."""
         grammar = _grammar(params)
-        if len(grammar) > LIMITS.grammar_chars_max:
-            raise _wrong(f"the grammar is longer than {LIMITS.grammar_chars_max} characters.")
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
         found = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if found.is_error():
-            raise _wrong(found.get_error().strip().splitlines()[0][:400])
+            raise _wrong(_first_line(found.get_error()))
         words = -(-self._codec.vocab_size // 32)
         return GrammarMatcher(found, frozenset(self._codec.end_token_ids), words)
 
@@ -51,6 +49,13 @@ class Grammars:
             raise ConfigError("Structured outputs need a model with an end token.")
         wrapper = llguidance.TokenizerWrapper(_Tokens(self._codec))
         return LLTokenizer(wrapper, eos_token=self._codec.end_token_ids)
+
+
+def check_grammar(params: StructuredOutputsParams) -> None:
+    """Read a grammar without a model's tokens. Raises RequestError for one that is wrong."""
+    error = LLMatcher.validate_grammar(_grammar(params), None)
+    if error:
+        raise _wrong(_first_line(error))
 
 
 class GrammarMatcher:
@@ -99,6 +104,13 @@ class _Tokens:
 
 def _grammar(params: StructuredOutputsParams) -> str:
     """The grammar in llguidance's form. Raises RequestError."""
+    grammar = _in_form(params)
+    if len(grammar) > LIMITS.grammar_chars_max:
+        raise _wrong(f"the grammar is longer than {LIMITS.grammar_chars_max} characters.")
+    return grammar
+
+
+def _in_form(params: StructuredOutputsParams) -> str:
     if params.regex is not None:
         return LLMatcher.grammar_from_regex(params.regex)
     if params.grammar is not None:
@@ -117,6 +129,10 @@ def _grammar(params: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_json_schema(text, overrides=overrides)
     except (ValueError, RecursionError):
         raise _wrong("json is no JSON Schema.") from None
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:400]
 
 
 def _wrong(reason: str) -> RequestError:

@@ -69,6 +69,15 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     min_tokens: Count | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     skip_special_tokens: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
+    """There is one; the name says nothing."""
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     truncation_side: Side | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -145,9 +154,7 @@ class UnloadAdapterRequest(msgspec.Struct, kw_only=True):
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "suffix": (), "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True,),
-    "functions": ([],), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
-    "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (),
-    "guided_grammar": (), "guided_whitespace_pattern": (), "guided_decoding_backend": (),
+    "functions": ([],), "function_call": ("none", "auto"),
     "reasoning_effort": (), "include_reasoning": (True,), "thinking_token_budget": (),
     "use_beam_search": (False,), "length_penalty": (1, 1.0), "early_stopping": (False,),
     "logprob_token_ids": (), "spaces_between_special_tokens": (True,), "prompt_embeds": (),
