@@ -29,6 +29,8 @@ from ranvier.models.table import resolve
 from ranvier.weights.checkpoint import open_checkpoint
 
 KINDS = ("nothing", "a request", "a new adapter")
+ROW_TOKENS = 900
+"""Of a row; all rows fit into the KV cache."""
 PROMPT = 8
 """Tokens of the short requests."""
 
@@ -77,7 +79,7 @@ class Load:
         """Seconds of each turn and the requests that it ended, the rows kept full beside them."""
         while True:
             while len(self._open) < self._rows:
-                self._open.add(self.admit(1800))
+                self._open.add(self.admit(ROW_TOKENS))
             start = time.perf_counter()
             events = self.engine.turn()
             spent = time.perf_counter() - start
