@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from adapter_traffic import MODULES, write_adapter
+
 from ranvier import LLM, SamplingParams
 from ranvier.cli.wire import locate
 from ranvier.core.request import Request
