@@ -10,7 +10,8 @@
         --config '{"method": "draft_model", "model": "qwen2.5-coder-0.5b", "quantization": "int4"}'
     python benchmarks/speculation.py --rows 32 --prompts code --config ...
 
-Both sides keep the target in bfloat16 unless --quantization says otherwise. Prints each pair, then the medians; outputs that differ between the two are counted. JSON last.
+Both sides keep the target in bfloat16 unless --quantization says otherwise. Prints each pair, then
+the medians; outputs that differ between the two are counted. JSON last.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_each_name_of_the_same_wish(http):
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exactly"),
         ({"structured_outputs": {"structural_tag": {}, "regex": "a"}}, "structured_outputs", ""),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs", "regexp"),
-        ({"guided_regex": "[a"}, "structured_outputs", "regex"),
+        ({"guided_regex": "[a"}, "structured_outputs", "unclosed character class"),
         ({"guided_json": "{"}, "structured_outputs", ""),
         ({"guided_json": {"type": "objec"}}, "structured_outputs", "objec"),
         ({"guided_grammar": "begin: x"}, "structured_outputs", ""),

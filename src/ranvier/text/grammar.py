@@ -40,7 +40,7 @@ class Grammars:
             self._tokenizer = self._make_tokenizer()
         found = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if found.is_error():
-            raise _wrong(_first_line(found.get_error()))
+            raise _wrong(_in_a_line(found.get_error()))
         words = -(-self._codec.vocab_size // 32)
         return GrammarMatcher(found, frozenset(self._codec.end_token_ids), words)
 
@@ -55,7 +55,7 @@ def check_grammar(params: StructuredOutputsParams) -> None:
     """Read a grammar without a model's tokens. Raises RequestError for one that is wrong."""
     error = LLMatcher.validate_grammar(_grammar(params), None)
     if error:
-        raise _wrong(_first_line(error))
+        raise _wrong(_in_a_line(error))
 
 
 class GrammarMatcher:
@@ -131,8 +131,8 @@ def _in_form(params: StructuredOutputsParams) -> str:
         raise _wrong("json is no JSON Schema.") from None
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:400]
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())[:400]
 
 
 def _wrong(reason: str) -> RequestError:
